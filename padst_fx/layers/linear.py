@@ -1,0 +1,211 @@
+"""SparseLinear: a projection whose weight is structured-sparse behind a permutation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from padst_fx.layers.dense import DenseForm
+from padst_fx.permutation import (
+    check_permutation,
+    draw_permutation,
+    permutation_length,
+    permute_columns,
+    unpermute_columns,
+)
+from padst_fx.structures import Pattern, Structure, parse_structure
+
+
+class SparseLinear(nn.Module):
+    """`y = S (Pi x) + b`, a drop-in for `nn.Linear`.
+
+    Parameters: `values`, the active weights in the structure's own layout, and `bias`
+    `[out_features]` or None. Buffers: `index`, where the values lie, and `perm`, int32
+    `[in_features]` or of length 0 for the identity. Shapes, dtypes and addresses never change;
+    `padst_fx.DST` writes into them.
+
+    Input `[..., in_features]`, output `[..., out_features]`, both of the parameters' dtype (or
+    autocast's). Raises `StructureError` for dimensions the structure does not divide,
+    `ValueError` for an unknown structure or permutation or a sparsity outside [0, 1).
+    """
+
+    values: nn.Parameter
+    bias: nn.Parameter | None
+    alpha: nn.Parameter | None
+    index: Tensor
+    perm: Tensor
+    temperature: Tensor | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        structure: str | Structure,
+        sparsity: float | None = None,
+        bias: bool = True,
+        permutation: str = "identity",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        pattern = parse_structure(structure).bind(out_features, in_features, sparsity)
+        check_permutation(permutation)
+        self.in_features = in_features
+        self.out_features = out_features
+        self.pattern: Pattern = pattern
+        self.permutation = permutation
+        self.role = "other"
+        self.dense_form = DenseForm(nn.Linear)
+        floating: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.values = nn.Parameter(torch.empty(pattern.values_shape, **floating))
+        self.register_parameter(
+            "bias", nn.Parameter(torch.empty(out_features, **floating)) if bias else None
+        )
+        self.register_parameter("alpha", None)
+        self.register_buffer("temperature", None)
+        integers = {"device": device}
+        self.register_buffer(
+            "index", torch.empty(pattern.index_shape, dtype=pattern.index_dtype, **integers)
+        )
+        length = permutation_length(permutation, in_features)
+        self.register_buffer("perm", torch.empty(length, dtype=torch.int32, **integers))
+        self.register_buffer("absent", torch.empty(0, **floating), persistent=False)
+        self._make_probe(requires_grad=False)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw units, permutation, values and bias anew.
+
+        Values are uniform in `+-1 / sqrt(fan_in)`, `nn.Linear`'s rule with the number of
+        weights a row really has; the bias likewise.
+        """
+        self.index.copy_(self.pattern.index_from_units(self.pattern.random_units(generator)))
+        self.perm.copy_(draw_permutation(self.permutation, self.in_features, generator))
+        bound = (self.out_features / self.pattern.nonzeros) ** 0.5
+        self.values.uniform_(-bound, bound, generator=generator)
+        if self.index.dtype == torch.bool:
+            self.values.mul_(self.index)
+        if self.bias is not None:
+            self.bias.uniform_(-bound, bound, generator=generator)
+
+    @torch.no_grad()
+    def load_dense(self, weight: Tensor) -> None:
+        """Keep the strongest units of a dense `[out, in]` weight, and their values."""
+        structured = unpermute_columns(weight, self.perm)
+        units = self.pattern.strongest_units(self.pattern.unit_norms_of_dense(structured))
+        self.index.copy_(self.pattern.index_from_units(units))
+        self.values.copy_(self.pattern.values_from_dense(structured, self.index))
+
+    @classmethod
+    def from_dense(
+        cls,
+        linear: nn.Module,
+        structure: str | Structure,
+        sparsity: float | None = None,
+        permutation: str = "identity",
+        init: str = "magnitude",
+    ) -> SparseLinear:
+        """A sparse layer in place of a dense one (`nn.Linear` or Hugging Face's `Conv1D`).
+
+        `init="magnitude"` keeps the strongest units of the weight, `"random"` draws units and
+        values afresh; the bias is kept either way, with device, dtype, training mode and
+        `requires_grad`.
+        """
+        if init not in ("magnitude", "random"):
+            raise ValueError(f"unknown init {init!r}; valid: 'magnitude', 'random'")
+        form = DenseForm.of(linear)
+        weight, bias = form.weight(linear), linear.bias
+        out_features, in_features = weight.shape
+        layer = cls(
+            in_features,
+            out_features,
+            structure,
+            sparsity,
+            bias=bias is not None,
+            permutation=permutation,
+            device=weight.device,
+            dtype=weight.dtype,
+        )
+        layer.dense_form = form
+        with torch.no_grad():
+            if init == "magnitude":
+                layer.load_dense(weight)
+            if layer.bias is not None:
+                layer.bias.copy_(bias)
+                layer.bias.requires_grad_(bias.requires_grad)
+        layer.values.requires_grad_(weight.requires_grad)
+        return layer.train(linear.training)
+
+    def to_dense(self) -> nn.Module:
+        """A dense module of the original class that computes the same."""
+        dense = self.dense_form.build(self.dense_weight(), self.bias)
+        for parameter in dense.parameters():
+            parameter.requires_grad_(self.values.requires_grad)
+        if self.bias is not None:
+            dense.bias.requires_grad_(self.bias.requires_grad)
+        return dense.train(self.training)
+
+    @torch.no_grad()
+    def dense_weight(self) -> Tensor:
+        """The effective weight `[out_features, in_features]`."""
+        structured = self.pattern.dense(self.effective_values(), self.index)
+        return permute_columns(structured, self.perm)
+
+    def effective_values(self) -> Tensor:
+        """The values as the forward uses them: scaled by DynaDiag's soft top-k if it is on."""
+        if self.alpha is None:
+            return self.values
+        scale = soft_top_k(self.alpha, self.pattern.active, self.temperature)
+        return self.pattern.scale_values(self.values, self.index, scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] != self.in_features:
+            raise ValueError(
+                f"SparseLinear expects inputs of {self.in_features} features, "
+                f"got shape {tuple(x.shape)}"
+            )
+        bias = self.absent if self.bias is None else self.bias
+        y = self.pattern.linear(x, self.effective_values(), self.index, self.perm, bias)
+        if self.probe.requires_grad:
+            y = self.pattern.probe(y, x, self.index, self.perm, self.probe)
+        return y
+
+    @property
+    def weight(self) -> Tensor:
+        """What the layer stores, for code that asks a layer's `weight` for dtype or device.
+
+        It has the structure's layout; the dense matrix is `dense_weight()`.
+        """
+        return self.values
+
+    @property
+    def sparsity(self) -> float:
+        """The sparsity really had, after rounding to whole units."""
+        return self.pattern.sparsity
+
+    def _make_probe(self, requires_grad: bool) -> None:
+        """A leaf of the scores' shape on one element of storage; only its gradient is used."""
+        dtype = torch.float64 if self.values.dtype == torch.float64 else torch.float32
+        element = torch.zeros(1, dtype=dtype, device=self.values.device)
+        self.probe = element.expand(self.pattern.probe_shape).requires_grad_(requires_grad)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseLinear:
+        super()._apply(fn, recurse)
+        self._make_probe(self.probe.requires_grad)
+        return self
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"bias={self.bias is not None}, {self.pattern.structure}, "
+            f"sparsity={self.sparsity:.4f}, permutation={self.permutation}"
+        )
+
+
+def soft_top_k(alpha: Tensor, k: int, temperature: Tensor | None) -> Tensor:
+    """DynaDiag's soft top-k, `min(k softmax(alpha / T), 1)` (arXiv:2506.11449, section 3)."""
+    return (k * torch.softmax(alpha / temperature, dim=0)).clamp(max=1)

@@ -1,0 +1,7 @@
+"""The ops of padst_fx, registered in `torch.ops.padst` when this package is imported."""
+
+from __future__ import annotations
+
+from padst_fx.ops import gather_gemm, growth_score, probe, shift
+
+__all__ = ["gather_gemm", "growth_score", "probe", "shift"]

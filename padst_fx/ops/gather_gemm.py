@@ -1,0 +1,221 @@
+"""Ops of the gather-GEMM kernel: row blocks with lists of input columns, and its transposed form.
+
+Maths: `kernels/gather_gemm/README.md`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from padst_fx.kernels import activation as activations
+from padst_fx.ops.library import (
+    fake_rows,
+    implementation,
+    like_rows,
+    register,
+    register_autocast,
+    register_autograd,
+    rows,
+)
+
+
+def _gather(
+    x: Tensor,
+    values: Tensor,
+    index: Tensor,
+    perm: Tensor,
+    bias: Tensor,
+    window: int,
+    activation: str,
+) -> Tensor:
+    activations.check_name(activation)
+    y = implementation("gather_gemm", x).gather_gemm_forward(
+        rows(x), values, index, perm, bias, window, activation
+    )
+    return like_rows(y, x)
+
+
+def _gather_input_grad(
+    grad: Tensor, values: Tensor, index: Tensor, perm: Tensor, window: int, in_features: int
+) -> Tensor:
+    dx = implementation("gather_gemm", grad).gather_gemm_input_grad(
+        rows(grad), values, index, perm, window, in_features
+    )
+    return like_rows(dx, grad)
+
+
+def _gather_weight_grad(
+    grad: Tensor, x: Tensor, index: Tensor, perm: Tensor, window: int, group: int
+) -> Tensor:
+    return implementation("gather_gemm", grad).gather_gemm_weight_grad(
+        rows(grad), rows(x), index, perm, window, group
+    )
+
+
+def _scatter(
+    x: Tensor,
+    values: Tensor,
+    index: Tensor,
+    perm: Tensor,
+    bias: Tensor,
+    out_features: int,
+    activation: str,
+) -> Tensor:
+    activations.check_name(activation)
+    y = implementation("gather_gemm", x).scatter_gemm_forward(
+        rows(x), values, index, perm, bias, out_features, activation
+    )
+    return like_rows(y, x)
+
+
+def _scatter_input_grad(grad: Tensor, values: Tensor, index: Tensor, perm: Tensor) -> Tensor:
+    dx = implementation("gather_gemm", grad).scatter_gemm_input_grad(rows(grad), values, index, perm)
+    return like_rows(dx, grad)
+
+
+def _scatter_weight_grad(
+    grad: Tensor, x: Tensor, index: Tensor, perm: Tensor, group: int
+) -> Tensor:
+    return implementation("gather_gemm", grad).scatter_gemm_weight_grad(
+        rows(grad), rows(x), index, perm, group
+    )
+
+
+def _fake_gather(
+    x: Tensor,
+    values: Tensor,
+    index: Tensor,
+    perm: Tensor,
+    bias: Tensor,
+    window: int,
+    activation: str,
+) -> Tensor:
+    return fake_rows(x, values.shape[0] * values.shape[3])
+
+
+def _fake_gather_input_grad(
+    grad: Tensor, values: Tensor, index: Tensor, perm: Tensor, window: int, in_features: int
+) -> Tensor:
+    return fake_rows(grad, in_features)
+
+
+def _fake_gather_weight_grad(
+    grad: Tensor, x: Tensor, index: Tensor, perm: Tensor, window: int, group: int
+) -> Tensor:
+    blocks, entries = index.shape
+    return grad.new_empty((blocks, entries, group, grad.shape[-1] // blocks))
+
+
+def _fake_scatter(
+    x: Tensor,
+    values: Tensor,
+    index: Tensor,
+    perm: Tensor,
+    bias: Tensor,
+    out_features: int,
+    activation: str,
+) -> Tensor:
+    return fake_rows(x, out_features)
+
+
+def _fake_scatter_input_grad(grad: Tensor, values: Tensor, index: Tensor, perm: Tensor) -> Tensor:
+    return fake_rows(grad, values.shape[0] * values.shape[3])
+
+
+def _fake_scatter_weight_grad(
+    grad: Tensor, x: Tensor, index: Tensor, perm: Tensor, group: int
+) -> Tensor:
+    blocks, entries = index.shape
+    return grad.new_empty((blocks, entries, group, x.shape[-1] // blocks))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, values, index, perm, bias, ctx.extent, ctx.activation = inputs
+    ctx.save_for_backward(x, values, index, perm, bias)
+
+
+def _pre_activation_grad(ctx: Any, op: Any, grad: Tensor) -> Tensor:
+    """The gradient before the fused activation; the pre-activation is computed again."""
+    if ctx.activation == "none":
+        return grad
+    return activations.backward(
+        ctx.activation, grad, op(*ctx.saved_tensors, ctx.extent, "none")
+    )
+
+
+def _bias_grad(grad: Tensor, bias: Tensor) -> Tensor:
+    return rows(grad).sum(0) if bias.numel() else torch.zeros_like(bias)
+
+
+def _gather_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    grad = _pre_activation_grad(ctx, torch.ops.padst.gather_gemm, grad)
+    x, values, index, perm, bias = ctx.saved_tensors
+    dx = dvalues = dbias = None
+    if ctx.needs_input_grad[0]:
+        dx = torch.ops.padst.gather_gemm_input_grad(
+            grad, values, index, perm, ctx.extent, x.shape[-1]
+        )
+    if ctx.needs_input_grad[1]:
+        dvalues = torch.ops.padst.gather_gemm_weight_grad(
+            grad, x, index, perm, ctx.extent, values.shape[2]
+        )
+    if ctx.needs_input_grad[4]:
+        dbias = _bias_grad(grad, bias)
+    return dx, dvalues, None, None, dbias, None, None
+
+
+def _scatter_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    grad = _pre_activation_grad(ctx, torch.ops.padst.scatter_gemm, grad)
+    x, values, index, perm, bias = ctx.saved_tensors
+    dx = dvalues = dbias = None
+    if ctx.needs_input_grad[0]:
+        dx = torch.ops.padst.scatter_gemm_input_grad(grad, values, index, perm)
+    if ctx.needs_input_grad[1]:
+        dvalues = torch.ops.padst.scatter_gemm_weight_grad(grad, x, index, perm, values.shape[2])
+    if ctx.needs_input_grad[4]:
+        dbias = _bias_grad(grad, bias)
+    return dx, dvalues, None, None, dbias, None, None
+
+
+_GATHER = register(
+    "gather_gemm(Tensor x, Tensor values, Tensor index, Tensor perm, Tensor bias, "
+    "int window, str activation) -> Tensor",
+    _gather,
+    _fake_gather,
+)
+register(
+    "gather_gemm_input_grad(Tensor grad, Tensor values, Tensor index, Tensor perm, "
+    "int window, int in_features) -> Tensor",
+    _gather_input_grad,
+    _fake_gather_input_grad,
+)
+register(
+    "gather_gemm_weight_grad(Tensor grad, Tensor x, Tensor index, Tensor perm, "
+    "int window, int group) -> Tensor",
+    _gather_weight_grad,
+    _fake_gather_weight_grad,
+)
+_SCATTER = register(
+    "scatter_gemm(Tensor x, Tensor values, Tensor index, Tensor perm, Tensor bias, "
+    "int out_features, str activation) -> Tensor",
+    _scatter,
+    _fake_scatter,
+)
+register(
+    "scatter_gemm_input_grad(Tensor grad, Tensor values, Tensor index, Tensor perm) -> Tensor",
+    _scatter_input_grad,
+    _fake_scatter_input_grad,
+)
+register(
+    "scatter_gemm_weight_grad(Tensor grad, Tensor x, Tensor index, Tensor perm, "
+    "int group) -> Tensor",
+    _scatter_weight_grad,
+    _fake_scatter_weight_grad,
+)
+register_autograd(_GATHER, _gather_backward, _setup_context)
+register_autograd(_SCATTER, _scatter_backward, _setup_context)
+register_autocast(_GATHER)
+register_autocast(_SCATTER)

@@ -1,0 +1,89 @@
+"""The `padst` operator library: how every op of the package is registered."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.amp.autocast_mode import _cast
+
+LIBRARY = torch.library.Library("padst", "DEF")
+
+
+def register(schema: str, kernel: Callable[..., Tensor], fake: Callable[..., Tensor]) -> str:
+    """Define an op, its kernel for every device and its fake; returns the qualified name.
+
+    `kernel` picks the implementation by the device of its first tensor (see `implementation`).
+    """
+    name = schema.split("(", 1)[0]
+    LIBRARY.define(schema, tags=(torch.Tag.flexible_layout,))
+    LIBRARY.impl(name, kernel, "CPU")
+    LIBRARY.impl(name, kernel, "CUDA")
+    qualified = f"padst::{name}"
+    torch.library.register_fake(qualified, fake, lib=LIBRARY)
+    return qualified
+
+
+def register_autograd(
+    qualified: str, backward: Callable[..., Any], setup_context: Callable[..., None]
+) -> None:
+    """Attach a backward to an op of this library."""
+    torch.library.register_autograd(
+        qualified, backward, setup_context=setup_context, lib=LIBRARY
+    )
+
+
+def register_autocast(qualified: str) -> None:
+    """Let autocast cast every floating input of the op to the active lower-precision dtype."""
+    name = qualified.split("::", 1)[1]
+    op = getattr(torch.ops.padst, name).default
+    autocast_keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU) | (
+        torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
+    )
+
+    def autocast_for(device: str) -> Callable[..., Tensor]:
+        def call(*args: Any) -> Tensor:
+            dtype = torch.get_autocast_dtype(device)
+            with torch._C._ExcludeDispatchKeyGuard(autocast_keys):
+                return op(*_cast(args, device, dtype))
+
+        return call
+
+    LIBRARY.impl(name, autocast_for("cpu"), "AutocastCPU")
+    LIBRARY.impl(name, autocast_for("cuda"), "AutocastCUDA")
+
+
+def implementation(kernel: str, tensor: Tensor) -> ModuleType:
+    """The module that computes `kernel` for the tensor's device: Triton on CUDA, torch elsewhere."""
+    return _load(kernel, "triton_launch" if tensor.is_cuda and _has_triton() else "cpu")
+
+
+@functools.cache
+def _load(kernel: str, variant: str) -> ModuleType:
+    return importlib.import_module(f"padst_fx.kernels.{kernel}.{variant}")
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def rows(tensor: Tensor) -> Tensor:
+    """All leading dimensions flattened into one: `[..., F] -> [M, F]`."""
+    return tensor.reshape(-1, tensor.shape[-1])
+
+
+def like_rows(result: Tensor, tensor: Tensor) -> Tensor:
+    """The leading dimensions of `tensor` put back on a `[M, F]` result."""
+    return result.reshape(*tensor.shape[:-1], result.shape[-1])
+
+
+def fake_rows(tensor: Tensor, features: int | torch.SymInt) -> Tensor:
+    """An empty tensor with the leading dimensions of `tensor` and `features` as the last one."""
+    return tensor.new_empty((*tensor.shape[:-1], features))
