@@ -1,5 +1,76 @@
-"""padst_fx: structured-sparse permuted projections, trained dynamically, compiled once."""
+"""padst_fx: structured-sparse permuted projections, trained dynamically, compiled once.
+
+Importing the package registers its ops in `torch.ops.padst`; everything else is loaded on
+first use.
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 import padst_fx.ops
+
+if TYPE_CHECKING:
+    from padst_fx.checkpoint import CheckpointError, load, save
+    from padst_fx.dst import DST
+    from padst_fx.layers import SparseLinear
+    from padst_fx.planning import Plan, plan
+    from padst_fx.projections import Projection, find_projections
+    from padst_fx.surgery import densify, sparsify
+    from padst_fx.structures import NM, Block, Diag, Structure, StructureError, Unstructured
+    from padst_fx.report import summary
+
+_HOMES = {
+    "CheckpointError": "checkpoint",
+    "load": "checkpoint",
+    "save": "checkpoint",
+    "DST": "dst",
+    "SparseLinear": "layers",
+    "Plan": "planning",
+    "plan": "planning",
+    "Projection": "projections",
+    "find_projections": "projections",
+    "densify": "surgery",
+    "sparsify": "surgery",
+    "NM": "structures",
+    "Block": "structures",
+    "Diag": "structures",
+    "Structure": "structures",
+    "StructureError": "structures",
+    "Unstructured": "structures",
+    "summary": "report",
+}
+
+__all__ = [
+    "DST",
+    "NM",
+    "Block",
+    "CheckpointError",
+    "Diag",
+    "Plan",
+    "Projection",
+    "SparseLinear",
+    "Structure",
+    "StructureError",
+    "Unstructured",
+    "densify",
+    "find_projections",
+    "load",
+    "plan",
+    "save",
+    "sparsify",
+    "summary",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'padst_fx' has no attribute {name!r}")
+    value = getattr(import_module(f"padst_fx.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

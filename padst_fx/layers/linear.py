@@ -17,6 +17,7 @@ from padst_fx.permutation import (
     unpermute_columns,
 )
 from padst_fx.structures import Pattern, Structure, parse_structure
+from padst_fx.structures.diag import DiagPattern
 
 
 class SparseLinear(nn.Module):
@@ -43,7 +44,7 @@ class SparseLinear(nn.Module):
         self,
         in_features: int,
         out_features: int,
-        structure: str | Structure,
+        structure: str | Structure | Pattern,
         sparsity: float | None = None,
         bias: bool = True,
         permutation: str = "identity",
@@ -51,7 +52,7 @@ class SparseLinear(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        pattern = parse_structure(structure).bind(out_features, in_features, sparsity)
+        pattern = bind(structure, out_features, in_features, sparsity)
         check_permutation(permutation)
         self.in_features = in_features
         self.out_features = out_features
@@ -104,7 +105,7 @@ class SparseLinear(nn.Module):
     def from_dense(
         cls,
         linear: nn.Module,
-        structure: str | Structure,
+        structure: str | Structure | Pattern,
         sparsity: float | None = None,
         permutation: str = "identity",
         init: str = "magnitude",
@@ -140,6 +141,23 @@ class SparseLinear(nn.Module):
         layer.values.requires_grad_(weight.requires_grad)
         return layer.train(linear.training)
 
+    def enable_scores(self) -> nn.Parameter:
+        """Give every candidate diagonal a trainable score (DynaDiag); returns the parameter.
+
+        `alpha` `[candidates]` starts at 1 for active units and 0 for the others, `temperature`
+        at 1. Raises `ValueError` for a structure other than `Diag`.
+        """
+        if not isinstance(self.pattern, DiagPattern):
+            raise ValueError(f"scores need the structure Diag, got {self.pattern.structure}")
+        if self.alpha is None:
+            alpha = torch.zeros(
+                self.pattern.candidates, dtype=self.values.dtype, device=self.values.device
+            )
+            alpha[self.pattern.units_from_index(self.index)[0]] = 1
+            self.alpha = nn.Parameter(alpha)
+            self.temperature = torch.ones((), dtype=alpha.dtype, device=alpha.device)
+        return self.alpha
+
     def to_dense(self) -> nn.Module:
         """A dense module of the original class that computes the same."""
         dense = self.dense_form.build(self.dense_weight(), self.bias)
@@ -159,6 +177,7 @@ class SparseLinear(nn.Module):
         """The values as the forward uses them: scaled by DynaDiag's soft top-k if it is on."""
         if self.alpha is None:
             return self.values
+        assert isinstance(self.pattern, DiagPattern)
         scale = soft_top_k(self.alpha, self.pattern.active, self.temperature)
         return self.pattern.scale_values(self.values, self.index, scale)
 
@@ -204,6 +223,21 @@ class SparseLinear(nn.Module):
             f"bias={self.bias is not None}, {self.pattern.structure}, "
             f"sparsity={self.sparsity:.4f}, permutation={self.permutation}"
         )
+
+
+def bind(
+    structure: str | Structure | Pattern,
+    out_features: int,
+    in_features: int,
+    sparsity: float | None,
+) -> Pattern:
+    """A structure on a shape; a pattern already bound is checked against it."""
+    if not isinstance(structure, Pattern):
+        return parse_structure(structure).bind(out_features, in_features, sparsity)
+    shape = (structure.out_features, structure.in_features)
+    if shape != (out_features, in_features):
+        raise ValueError(f"a pattern of {shape} does not fit a layer of {out_features, in_features}")
+    return structure
 
 
 def soft_top_k(alpha: Tensor, k: int, temperature: Tensor | None) -> Tensor:

@@ -30,6 +30,13 @@ class Structure(ABC):
         sparsity outside [0, 1).
         """
 
+    @abstractmethod
+    def pattern(self, out_features: int, in_features: int, active: int) -> Pattern:
+        """This structure on an `[out, in]` matrix with `active` units in every group.
+
+        Raises `StructureError` where the dimensions are not divided or the count is impossible.
+        """
+
     def config(self) -> dict[str, Any]:
         """The parameters as plain data, with the structure's name."""
         return {"name": self.name, **asdict(self)}
@@ -52,6 +59,15 @@ def check_positive(owner: str, **parameters: int) -> None:
             raise StructureError(f"{owner}: {name} must be a positive integer, got {value!r}")
 
 
+def check_active(pattern: Pattern) -> None:
+    """Raise `StructureError` unless the pattern's active count is possible."""
+    if not 1 <= pattern.active <= pattern.capacity:
+        raise StructureError(
+            f"{pattern.structure} on {pattern.out_features} x {pattern.in_features} takes 1 to "
+            f"{pattern.capacity} active units in a group, got {pattern.active}"
+        )
+
+
 def check_divides(owner: str, divisor: int, **dimensions: int) -> None:
     """Raise `StructureError` unless `divisor` divides every dimension."""
     for name, value in dimensions.items():
@@ -72,6 +88,13 @@ class Pattern(ABC):
     out_features: int
     in_features: int
     active: int
+
+    def __post_init__(self) -> None:
+        check_active(self)
+
+    def with_active(self, active: int) -> Pattern:
+        """The same with another number of active units in every group."""
+        return self.structure.pattern(self.out_features, self.in_features, active)
 
     @property
     @abstractmethod
@@ -97,6 +120,16 @@ class Pattern(ABC):
     @property
     def index_dtype(self) -> torch.dtype:
         return torch.int32
+
+    @property
+    @abstractmethod
+    def kernel(self) -> str:
+        """Name of the op that computes it."""
+
+    @property
+    def capacity(self) -> int:
+        """The largest possible `active`."""
+        return self.candidates
 
     @property
     def grain(self) -> int:

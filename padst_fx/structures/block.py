@@ -29,10 +29,13 @@ class Block(Structure):
 
     def bind(self, out_features: int, in_features: int, sparsity: float | None) -> BlockPattern:
         density = 1 - check_sparsity(sparsity)
+        candidates = in_features // self.size
+        return self.pattern(out_features, in_features, max(1, round(density * candidates)))
+
+    def pattern(self, out_features: int, in_features: int, active: int) -> BlockPattern:
         check_divides(
             f"Block(size={self.size})", self.size, out=out_features, **{"in": in_features}
         )
-        active = max(1, round(density * in_features / self.size))
         return BlockPattern(self, out_features, in_features, active)
 
 
@@ -41,6 +44,10 @@ class BlockPattern(Pattern):
     """`Block` on a shape: values `[O/b, active, b (in), b (out)]`, index the block columns."""
 
     structure: Block
+
+    @property
+    def kernel(self) -> str:
+        return "gather_gemm"
 
     @property
     def groups(self) -> int:

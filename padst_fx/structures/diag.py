@@ -36,12 +36,15 @@ class Diag(Structure):
 
     def bind(self, out_features: int, in_features: int, sparsity: float | None) -> DiagPattern:
         density = 1 - check_sparsity(sparsity)
+        candidates = max(out_features, in_features) // (self.width * self.run)
+        return self.pattern(out_features, in_features, max(1, round(density * candidates)))
+
+    def pattern(self, out_features: int, in_features: int, active: int) -> DiagPattern:
         check_divides(
             f"Diag(width={self.width})", self.width, out=out_features, **{"in": in_features}
         )
         diagonals = max(out_features, in_features) // self.width
         check_divides(f"Diag(run={self.run})", self.run, diagonals=diagonals)
-        active = max(1, round(density * diagonals / self.run))
         return DiagPattern(self, out_features, in_features, active)
 
 
@@ -70,6 +73,12 @@ class DiagPattern(Pattern):
     def length(self) -> int:
         """D, the entries of a diagonal."""
         return min(self.out_features, self.in_features) // self.structure.width
+
+    @property
+    def kernel(self) -> str:
+        if self.structure.width == 1:
+            return "shift"
+        return "scatter_gemm" if self.tall else "gather_gemm"
 
     @property
     def groups(self) -> int:

@@ -60,13 +60,18 @@ class NM(Structure):
     def bind(self, out_features: int, in_features: int, sparsity: float | None) -> NMPattern:
         n, m = self.ratio(sparsity)
         m = min(m, in_features)
-        check_divides(f"NM(tile={self.tile})", self.tile, out=out_features)
         last = in_features % m or m
         if last < n:
             raise StructureError(
                 f"NM({n}, {m}) leaves {last} of in={in_features} in the last window, fewer than {n}"
             )
-        return NMPattern(self, out_features, in_features, n, m)
+        return NM(n, m, self.tile).pattern(out_features, in_features, n)
+
+    def pattern(self, out_features: int, in_features: int, active: int) -> NMPattern:
+        if self.m is None:
+            raise StructureError("NM() has no m yet; bind it to a shape with a sparsity")
+        check_divides(f"NM(tile={self.tile})", self.tile, out=out_features)
+        return NMPattern(NM(active, self.m, self.tile), out_features, in_features, active)
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,12 @@ class NMPattern(Pattern):
     """
 
     structure: NM
-    m: int
+
+    @property
+    def m(self) -> int:
+        """Inputs in a window."""
+        assert self.structure.m is not None
+        return self.structure.m
 
     @property
     def tiles(self) -> int:
@@ -88,12 +98,20 @@ class NMPattern(Pattern):
         return -(-self.in_features // self.m)
 
     @property
+    def kernel(self) -> str:
+        return "gather_gemm"
+
+    @property
     def groups(self) -> int:
         return self.tiles * self.windows
 
     @property
     def candidates(self) -> int:
         return self.m
+
+    @property
+    def capacity(self) -> int:
+        return self.in_features % self.m or self.m
 
     @property
     def values_shape(self) -> tuple[int, ...]:

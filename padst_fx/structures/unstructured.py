@@ -24,7 +24,10 @@ class Unstructured(Structure):
         self, out_features: int, in_features: int, sparsity: float | None
     ) -> UnstructuredPattern:
         density = 1 - check_sparsity(sparsity)
-        active = max(1, round(density * out_features * in_features))
+        weights = out_features * in_features
+        return self.pattern(out_features, in_features, max(1, round(density * weights)))
+
+    def pattern(self, out_features: int, in_features: int, active: int) -> UnstructuredPattern:
         return UnstructuredPattern(self, out_features, in_features, active)
 
 
@@ -33,6 +36,10 @@ class UnstructuredPattern(Pattern):
     """`Unstructured` on a shape: values `[O, I]`, zero outside the mask; index the bool mask."""
 
     structure: Unstructured
+
+    @property
+    def kernel(self) -> str:
+        return "masked dense"
 
     @property
     def groups(self) -> int:

@@ -1,0 +1,8 @@
+"""Dynamic sparse training: masks that change while a model trains."""
+
+from __future__ import annotations
+
+from padst_fx.dst.manager import DST
+from padst_fx.dst.statistics import LayerUpdate, Update
+
+__all__ = ["DST", "LayerUpdate", "Update"]

@@ -1,0 +1,78 @@
+"""What DST keeps per layer between steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from padst_fx.dst.exploration import Exploration
+from padst_fx.layers.linear import SparseLinear
+
+
+@dataclass
+class LayerState:
+    """A sparse layer, the scores collected for its next update, and its exploration."""
+
+    name: str
+    layer: SparseLinear
+    exploration: Exploration
+    growth: Tensor | None = None
+    gradient_norms: Tensor | None = None
+    _handle: RemovableHandle | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, name: str, layer: SparseLinear) -> LayerState:
+        """Fresh state: the present units count as explored."""
+        exploration = Exploration(layer.pattern)
+        state = cls(name, layer, exploration)
+        exploration.add(state.units())
+        return state
+
+    def units(self) -> Tensor:
+        """The active units, `[groups, active]`."""
+        return self.layer.pattern.units_from_index(self.layer.index)
+
+    def arm(self) -> None:
+        """Make the next forward of this layer a scoring one."""
+        if self._handle is None:
+            probe = self.layer.probe.requires_grad_(True)
+            self._handle = probe.register_post_accumulate_grad_hook(self._collect)
+
+    def disarm(self) -> None:
+        """Back to plain forwards; the scores collected so far are forgotten."""
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+        self.layer.probe.requires_grad_(False)
+        self.layer.probe.grad = None
+        self.growth = None
+        self.gradient_norms = None
+
+    def _collect(self, probe: Tensor) -> None:
+        arrived, probe.grad = probe.grad, None
+        assert arrived is not None
+        merge = self.layer.pattern.merge_growth
+        self.growth = arrived if self.growth is None else merge(self.growth, arrived)
+
+    def capture_gradient(self, scale: Tensor | None) -> None:
+        """Remember the unit norms of the values' gradient, divided by a loss scale."""
+        gradient = self.layer.values.grad
+        if gradient is None:
+            return
+        norms = self.layer.pattern.unit_norms(gradient, self.layer.index)
+        self.gradient_norms = norms if scale is None else norms / scale
+
+    def magnitudes(self) -> Tensor:
+        """Unit norms of the values, `[groups, active]`."""
+        return self.layer.pattern.unit_norms(self.layer.values, self.layer.index)
+
+    def random_candidates(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Uniform growth scores for every candidate, and the candidates' ids."""
+        pattern, device = self.layer.pattern, self.layer.values.device
+        scores = torch.rand(pattern.groups, pattern.candidates, generator=generator)
+        scores.masked_fill_(~pattern.available(), -1.0)
+        ids = torch.arange(pattern.candidates).expand_as(scores)
+        return scores.to(device), ids.to(device)

@@ -1,0 +1,280 @@
+"""`DST`: changes masks between steps, in place, so that compiled steps stay compiled."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from padst_fx.dst import agreement
+from padst_fx.dst.layer_state import LayerState
+from padst_fx.dst.methods import METHODS
+from padst_fx.dst.optimizer_state import base_optimizer, check_holds, slots
+from padst_fx.dst.schedule import SCHEDULES
+from padst_fx.dst.statistics import LayerUpdate, Update
+from padst_fx.dst.update import Choice, choose_units
+from padst_fx.layers.linear import SparseLinear
+
+log = logging.getLogger(__name__)
+
+
+class DST:
+    """Dynamic sparse training of a sparsified model.
+
+    Call `step()` after `optimizer.step()` at every step; every `delta_t` steps before `t_end`
+    it drops the weakest units of every layer and grows as many. `method` is "set", "rigl",
+    "mest" or "dynadiag" (for `Diag` only); `schedule` ("cosine", "linear", "constant") lowers
+    `drop_fraction`, the share of active units exchanged. `callback` is called with an `Update`
+    after each one. `seed` is for random growth. Steps that the optimizer skips (as
+    `torch.amp.GradScaler` does on overflow) do not count.
+
+    Raises `ValueError` for unknown names (listing the valid ones) and values out of range, for
+    a model without trainable sparse layers, and for an optimizer that does not hold them.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        method: str = "rigl",
+        delta_t: int = 100,
+        t_end: int = 75_000,
+        drop_fraction: float = 0.3,
+        schedule: str = "cosine",
+        seed: int = 0,
+        callback: Callable[[Update], None] | None = None,
+        process_group: dist.ProcessGroup | None = None,
+    ) -> None:
+        _check_choice("method", method, METHODS)
+        _check_choice("schedule", schedule, SCHEDULES)
+        _check_numbers(delta_t, t_end, drop_fraction)
+        layers = trainable_layers(model)
+        self.optimizer = base_optimizer(optimizer)
+        check_holds(self.optimizer, layers)
+        self.method_name = method
+        self.method = METHODS[method]()
+        self.delta_t = delta_t
+        self.t_end = t_end
+        self.drop_fraction = drop_fraction
+        self.schedule = SCHEDULES[schedule]
+        self.callback = callback
+        self.process_group = process_group
+        self.generator = torch.Generator().manual_seed(seed)
+        self.steps = 0
+        self.put_off = 0
+        self.last_update: Update | None = None
+        self._pending = False
+        self._optimizer_stepped = False
+        for name, layer in layers:
+            self.method.prepare(name, layer, self.optimizer)
+        self.states = [LayerState.of(name, layer) for name, layer in layers]
+        self.optimizer.register_step_pre_hook(self._before_optimizer_step)
+        self._prepare_next_step()
+
+    def step(self) -> bool:
+        """Count a step and update if it is due; True when the topology changed."""
+        if not self._optimizer_stepped:
+            return False
+        self._optimizer_stepped = False
+        self.steps += 1
+        if self.steps == 1:
+            self._check_slots()
+        changed = self._update() if self._due(self.steps) else False
+        self._prepare_next_step()
+        return changed
+
+    def penalty(self) -> Tensor:
+        """What soft permutations add to the loss; zero while permutations are hard."""
+        return torch.zeros((), device=self.states[0].layer.values.device)
+
+    @property
+    def exploration(self) -> float:
+        """The share of units ever active, over all layers."""
+        total = sum(state.exploration.total for state in self.states)
+        return sum(s.exploration.rate * s.exploration.total for s in self.states) / total
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that is needed to go on as if never stopped, beside model and optimizer state."""
+        return {
+            "method": self.method_name,
+            "steps": self.steps,
+            "put_off": self.put_off,
+            "pending": self._pending,
+            "generator": self.generator.get_state(),
+            "layers": {
+                state.name: {
+                    "explored": torch.from_numpy(state.exploration.bits.copy()),
+                    "growth": state.growth,
+                    "gradient_norms": state.gradient_norms,
+                }
+                for state in self.states
+            },
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from `state_dict()`. Raises `ValueError` for another method's or model's state."""
+        if state_dict["method"] != self.method_name:
+            raise ValueError(
+                f"the state is of method {state_dict['method']!r}, this is {self.method_name!r}"
+            )
+        names = [state.name for state in self.states]
+        if list(state_dict["layers"]) != names:
+            other = sorted(set(names) ^ set(state_dict["layers"]))
+            raise ValueError(f"the state is of other layers; they differ in {other[:5]}")
+        self.steps = state_dict["steps"]
+        self.put_off = state_dict["put_off"]
+        self._pending = state_dict["pending"]
+        self._optimizer_stepped = False
+        self.generator.set_state(state_dict["generator"])
+        self._prepare_next_step()
+        for state in self.states:
+            saved = state_dict["layers"][state.name]
+            state.exploration.bits[:] = saved["explored"].numpy()
+            device = state.layer.values.device
+            for field in ("growth", "gradient_norms"):
+                scores = saved[field]
+                setattr(state, field, None if scores is None else scores.to(device))
+
+    def _due(self, step: int) -> bool:
+        return self._pending or (step % self.delta_t == 0 and step < self.t_end)
+
+    def _prepare_next_step(self) -> None:
+        """Arm the layers if the next step's scores are needed, else disarm them."""
+        scoring = self.method.needs_growth and self._due(self.steps + 1)
+        for state in self.states:
+            self.method.begin_step(state.layer, self.steps / self.t_end)
+            if scoring:
+                state.arm()
+            else:
+                state.disarm()
+
+    def _before_optimizer_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        found_inf = getattr(optimizer, "found_inf", None)
+        if found_inf is not None and bool(found_inf):
+            return
+        self._optimizer_stepped = True
+        if self.method.needs_gradient and self._due(self.steps + 1):
+            for state in self.states:
+                state.capture_gradient(getattr(optimizer, "grad_scale", None))
+
+    def _check_slots(self) -> None:
+        for state in self.states:
+            slots(self.optimizer, f"{state.name}.values", state.layer.values)
+
+    @torch.no_grad()
+    def _update(self) -> bool:
+        if agreement.world_size(self.process_group) > 1 and self.method.needs_growth:
+            for state in self.states:
+                agreement.merge_growth(state, self.process_group)
+        reached = [state for state in self.states if self._has_scores(state)]
+        fraction = self.schedule(self.steps, self.t_end, self.drop_fraction)
+        scored = [(state, *self._scores(state)) for state in reached]
+        if self._put_off(scored):
+            return False
+        self._pending = False
+        choices = [self._choose(state, *scores, fraction) for state, *scores in scored]
+        layers = [
+            self._apply(state, choice) for state, choice in zip(reached, choices, strict=True)
+        ]
+        missed = tuple(s.name for s in self.states if not any(s is r for r in reached))
+        update = Update(self.steps, fraction, tuple(layers), missed)
+        self._finish(update)
+        return update.grown > 0
+
+    def _has_scores(self, state: LayerState) -> bool:
+        return not (
+            (self.method.needs_growth and state.growth is None)
+            or (self.method.needs_gradient and state.gradient_norms is None)
+        )
+
+    def _scores(self, state: LayerState) -> tuple[Tensor, Tensor, Tensor]:
+        growth, candidates = self.method.growth_scores(state, self.generator)
+        return self.method.drop_scores(state), candidates, growth
+
+    def _put_off(self, scored: list[tuple[Any, ...]]) -> bool:
+        """Whether scores are not finite on any rank; then the next step tries again."""
+        bad = [
+            state.name
+            for state, drop, _, growth in scored
+            if not (torch.isfinite(drop).all() and torch.isfinite(growth).all())
+        ]
+        device = self.states[0].layer.values.device
+        if not agreement.any_rank(bool(bad), self.process_group, device):
+            return False
+        self.put_off += 1
+        self._pending = True
+        for state in self.states:
+            state.disarm()
+        log.warning(
+            "step %d: non-finite scores in %s; the update is put off to the next step",
+            self.steps,
+            ", ".join(bad[:3]) or "another rank",
+        )
+        return True
+
+    def _choose(
+        self, state: LayerState, drop: Tensor, candidates: Tensor, growth: Tensor, fraction: float
+    ) -> Choice:
+        units = state.units()
+        count = round(fraction * units.numel())
+        return choose_units(units, drop, candidates, growth, count)
+
+    def _apply(self, state: LayerState, choice: Choice) -> LayerUpdate:
+        layer, old, new = state.layer, state.units(), choice.units
+        if agreement.world_size(self.process_group) > 1:
+            new = agreement.share_units(new, self.process_group)
+        moving = slots(self.optimizer, f"{state.name}.values", layer.values)
+        layer.pattern.rearrange([layer.values, *moving], old, new)
+        layer.index.copy_(layer.pattern.index_from_units(new))
+        self.method.after_update(state, self.optimizer, old, new)
+        state.exploration.add(new)
+        return LayerUpdate(
+            name=state.name,
+            dropped=choice.dropped,
+            grown=choice.grown,
+            drop_range=choice.drop_range,
+            growth_range=choice.growth_range,
+            exploration=state.exploration.rate,
+        )
+
+    def _finish(self, update: Update) -> None:
+        for state in self.states:
+            state.disarm()
+        self.last_update = update
+        log.info(
+            "step %d: %d units dropped and grown in %d layers",
+            update.step,
+            update.grown,
+            len(update.layers),
+        )
+        if self.callback is not None:
+            self.callback(update)
+
+
+def trainable_layers(model: nn.Module) -> list[tuple[str, SparseLinear]]:
+    """The sparse layers whose values are trained, or a `ValueError` that says why none is."""
+    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, SparseLinear)]
+    if not layers:
+        raise ValueError("the model has no SparseLinear; call padst_fx.sparsify(model, ...) first")
+    trained = [(name, layer) for name, layer in layers if layer.values.requires_grad]
+    if not trained:
+        raise ValueError(f"all {len(layers)} sparse layers are frozen (requires_grad is False)")
+    return trained
+
+
+def _check_choice(argument: str, value: str, valid: dict[str, Any]) -> None:
+    if value not in valid:
+        raise ValueError(f"unknown {argument} {value!r}; valid: {', '.join(map(repr, valid))}")
+
+
+def _check_numbers(delta_t: int, t_end: int, drop_fraction: float) -> None:
+    if not isinstance(delta_t, int) or delta_t < 1:
+        raise ValueError(f"delta_t must be a positive number of steps, got {delta_t!r}")
+    if not isinstance(t_end, int) or t_end < 1:
+        raise ValueError(f"t_end must be a positive number of steps, got {t_end!r}")
+    if not 0 < drop_fraction <= 1:
+        raise ValueError(f"drop_fraction must be in (0, 1], got {drop_fraction!r}")

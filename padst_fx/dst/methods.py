@@ -1,0 +1,160 @@
+"""The DST methods: each gives scores, none knows how units are exchanged."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from padst_fx.dst.layer_state import LayerState
+from padst_fx.dst.optimizer_state import slots
+from padst_fx.layers.linear import SparseLinear, soft_top_k
+from padst_fx.structures.diag import DiagPattern
+
+
+class Method(ABC):
+    """Scores for one layer: active units of low drop score go, candidates of high growth score
+    come. `needs_growth` asks for scoring steps, `needs_gradient` for the values' gradient."""
+
+    needs_growth: ClassVar[bool] = False
+    needs_gradient: ClassVar[bool] = False
+
+    @abstractmethod
+    def drop_scores(self, state: LayerState) -> Tensor:
+        """`[groups, active]`."""
+
+    @abstractmethod
+    def growth_scores(
+        self, state: LayerState, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Scores `[groups, C]` and the candidates' ids; negative scores are no candidates."""
+
+    def prepare(self, name: str, layer: SparseLinear, optimizer: torch.optim.Optimizer) -> None:
+        """Called once per layer before training."""
+
+    def begin_step(self, layer: SparseLinear, progress: float) -> None:
+        """Called per layer at every step; `progress` runs from 0 to 1 at t_end."""
+
+    def after_update(
+        self, state: LayerState, optimizer: torch.optim.Optimizer, old: Tensor, new: Tensor
+    ) -> None:
+        """Called per layer after its units were exchanged."""
+
+
+class SET(Method):
+    """Magnitude drop, random growth (arXiv:1707.04780)."""
+
+    def drop_scores(self, state: LayerState) -> Tensor:
+        return state.magnitudes()
+
+    def growth_scores(
+        self, state: LayerState, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        return state.random_candidates(generator)
+
+
+class RigL(Method):
+    """Magnitude drop, gradient growth (arXiv:1911.11134)."""
+
+    needs_growth = True
+
+    def drop_scores(self, state: LayerState) -> Tensor:
+        return state.magnitudes()
+
+    def growth_scores(
+        self, state: LayerState, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        assert state.growth is not None
+        return state.layer.pattern.growth_candidates(state.growth)
+
+
+class MEST(SET):
+    """Drop by magnitude plus weighted gradient magnitude, random growth (arXiv:2110.14032)."""
+
+    needs_gradient = True
+    GRADIENT_WEIGHT = 1.0
+
+    def drop_scores(self, state: LayerState) -> Tensor:
+        assert state.gradient_norms is not None
+        return state.magnitudes() + self.GRADIENT_WEIGHT * state.gradient_norms
+
+
+class DynaDiag(Method):
+    """A trainable score per candidate diagonal with an annealed soft top-k (arXiv:2506.11449).
+
+    The scores `alpha` scale the active diagonals by `min(K softmax(alpha / T), 1)` in the
+    forward and are trained with the model. An update drops the active diagonals of lowest
+    alpha. Candidates grow by alpha plus their gradient norm relative to the largest (the paper
+    keeps values for all candidates, so its alphas get gradients everywhere; here inactive
+    diagonals have no values, and the norm says what one could gain). A grown diagonal starts
+    with the lowest alpha among the kept ones.
+    """
+
+    needs_growth = True
+    FIRST_TEMPERATURE = 0.2
+    LAST_TEMPERATURE = 0.05
+
+    @torch.no_grad()
+    def prepare(self, name: str, layer: SparseLinear, optimizer: torch.optim.Optimizer) -> None:
+        if not isinstance(layer.pattern, DiagPattern):
+            raise ValueError(
+                f"method 'dynadiag' needs the structure Diag, but {name} has "
+                f"{layer.pattern.structure}; valid there: 'set', 'rigl', 'mest'"
+            )
+        fresh = layer.alpha is None
+        alpha = layer.enable_scores()
+        if fresh:
+            self.begin_step(layer, 0.0)
+            scale = soft_top_k(alpha, layer.pattern.active, layer.temperature)
+            layer.values.copy_(layer.pattern.scale_values(layer.values, layer.index, 1 / scale))
+        if not any(alpha is p for group in optimizer.param_groups for p in group["params"]):
+            optimizer.add_param_group({"params": [alpha], "weight_decay": 0.0})
+
+    def begin_step(self, layer: SparseLinear, progress: float) -> None:
+        """Anneal the temperature along a cosine."""
+        warmth = (1 + math.cos(math.pi * min(1.0, progress))) / 2
+        span = self.FIRST_TEMPERATURE - self.LAST_TEMPERATURE
+        assert layer.temperature is not None
+        layer.temperature.fill_(self.LAST_TEMPERATURE + span * warmth)
+
+    def drop_scores(self, state: LayerState) -> Tensor:
+        alpha = self._alpha(state.layer)
+        return alpha[state.units()]
+
+    def growth_scores(
+        self, state: LayerState, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        assert state.growth is not None
+        gradient, ids = state.layer.pattern.growth_candidates(state.growth)
+        alpha = self._alpha(state.layer)
+        relative = gradient / gradient.amax().clamp(min=torch.finfo(gradient.dtype).tiny)
+        return relative + (alpha - alpha.amin()), ids
+
+    @torch.no_grad()
+    def after_update(
+        self, state: LayerState, optimizer: torch.optim.Optimizer, old: Tensor, new: Tensor
+    ) -> None:
+        alpha = state.layer.alpha
+        assert alpha is not None
+        grown = new[~torch.isin(new, old)]
+        kept = new[torch.isin(new, old)]
+        if kept.numel():
+            alpha[grown] = alpha[kept].min()
+        for slot in slots(optimizer, f"{state.name}.alpha", alpha):
+            slot[grown] = 0
+
+    @staticmethod
+    def _alpha(layer: SparseLinear) -> Tensor:
+        assert layer.alpha is not None
+        return layer.alpha.detach()
+
+
+METHODS: dict[str, type[Method]] = {
+    "set": SET,
+    "rigl": RigL,
+    "mest": MEST,
+    "dynadiag": DynaDiag,
+}

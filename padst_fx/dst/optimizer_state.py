@@ -1,0 +1,56 @@
+"""The optimizer's state of a parameter: which tensors move with its units."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from padst_fx.layers.linear import SparseLinear
+
+
+def base_optimizer(optimizer: object) -> torch.optim.Optimizer:
+    """The `torch.optim.Optimizer` itself, also from a wrapper that holds it as `.optimizer`."""
+    inner = optimizer
+    while not isinstance(inner, torch.optim.Optimizer):
+        inner = getattr(inner, "optimizer", None)
+        if inner is None:
+            raise TypeError(
+                f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}"
+            )
+    return inner
+
+
+def check_holds(
+    optimizer: torch.optim.Optimizer, layers: Iterable[tuple[str, SparseLinear]]
+) -> None:
+    """Raise `ValueError` unless the optimizer holds every layer's values."""
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    missing = [name for name, layer in layers if id(layer.values) not in held]
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise ValueError(
+            f"the optimizer does not hold the sparse values of {', '.join(missing[:3])}{more}; "
+            "build it after sparsify (or load), from the model's present parameters"
+        )
+
+
+def slots(optimizer: torch.optim.Optimizer, name: str, parameter: nn.Parameter) -> list[Tensor]:
+    """The state tensors shaped like the parameter: momenta, second moments and their kin.
+
+    Scalars such as step counts are left alone. Raises `ValueError` for a tensor of any other
+    shape, since units cannot be moved in it (Adafactor's factored moments).
+    """
+    found = []
+    for key, state in optimizer.state.get(parameter, {}).items():
+        if not isinstance(state, Tensor) or state.numel() <= 1:
+            continue
+        if state.shape != parameter.shape:
+            raise ValueError(
+                f"{type(optimizer).__name__} keeps {key!r} of shape {tuple(state.shape)} for "
+                f"{name} of shape {tuple(parameter.shape)}: units cannot be moved in it. Use an "
+                "optimizer whose state has the parameter's shape (SGD, Adam, AdamW, ...)"
+            )
+        found.append(state)
+    return found

@@ -1,0 +1,44 @@
+"""What an update did, per layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LayerUpdate:
+    """One layer's part in an update.
+
+    `dropped` and `grown` count units; the ranges are (lowest, highest) score of the dropped and
+    of the grown, None where none were; `exploration` is the share of units ever active.
+    """
+
+    name: str
+    dropped: int
+    grown: int
+    drop_range: tuple[float, float] | None
+    growth_range: tuple[float, float] | None
+    exploration: float
+
+
+@dataclass(frozen=True)
+class Update:
+    """An update: the step it happened at, the drop fraction there, and every layer's part.
+
+    `skipped` names the layers for which no score had arrived.
+    """
+
+    step: int
+    drop_fraction: float
+    layers: tuple[LayerUpdate, ...]
+    skipped: tuple[str, ...]
+
+    @property
+    def dropped(self) -> int:
+        """Units dropped in all layers."""
+        return sum(layer.dropped for layer in self.layers)
+
+    @property
+    def grown(self) -> int:
+        """Units grown in all layers."""
+        return sum(layer.grown for layer in self.layers)

@@ -1,0 +1,121 @@
+"""`sparsify`, and its inverse `densify`: projections swapped in place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from padst_fx import selection
+from padst_fx.distribution import Distribution
+from padst_fx.layers.attention import MultiheadAttention
+from padst_fx.layers.linear import SparseLinear
+from padst_fx.planning import Plan, PlanEntry, plan
+from padst_fx.structures import Structure
+
+
+def sparsify(
+    model: nn.Module,
+    structure: str | Structure,
+    sparsity: float | None = None,
+    *,
+    permutation: str = "identity",
+    distribution: Distribution = "uniform",
+    include: selection.Selectors = None,
+    exclude: selection.Selectors = None,
+    init: str = "auto",
+    example_inputs: Any = None,
+) -> nn.Module:
+    """Replace the projections of `model` by structured-sparse ones, in place; returns the model.
+
+    `structure` is a name ("diag", "block", "nm", "n:m", "unstructured") or a `Structure`;
+    `sparsity` the fraction of zeros in [0, 1). `permutation` is "identity" or "random".
+    `distribution` is "uniform", "erk", `{glob: sparsity}` or a callable. `include` and
+    `exclude` are globs over module names or callables `(module, name) -> bool`. `init` is
+    "magnitude" (keep the strongest units), "random" (fresh units and values), or "auto":
+    random for weights that look freshly drawn. With `example_inputs` (a tensor, a tuple of
+    arguments or a dict of keyword arguments) the exported graph says which projection plays
+    which role; else names and the module tree do.
+
+    Raises what `plan` raises, before anything is changed. Build the optimizer afterwards.
+    """
+    return apply_plan(
+        model,
+        plan(
+            model,
+            structure,
+            sparsity,
+            permutation=permutation,
+            distribution=distribution,
+            include=include,
+            exclude=exclude,
+            init=init,
+            example_inputs=example_inputs,
+        ),
+    )
+
+
+def apply_plan(model: nn.Module, decided: Plan) -> nn.Module:
+    """Carry out a plan: every new layer is built before the first one is swapped in."""
+    attentions: dict[str, MultiheadAttention] = {}
+    layers: dict[str, nn.Module] = {}
+    for entry in decided.replaced:
+        owner = model.get_submodule(entry.projection.owner)
+        if isinstance(owner, nn.MultiheadAttention):
+            if entry.projection.owner not in attentions:
+                attentions[entry.projection.owner] = MultiheadAttention.from_dense(owner)
+            attention = attentions[entry.projection.owner]
+            name = entry.projection.name.rpartition(".")[2]
+            sparse = _sparse_layer(attention.get_submodule(name), entry, decided.permutation)
+            setattr(attention, name, sparse)
+        else:
+            layers[entry.projection.owner] = _sparse_layer(owner, entry, decided.permutation)
+    return swap_modules(model, {**layers, **attentions})
+
+
+def _sparse_layer(dense: nn.Module, entry: PlanEntry, permutation: str) -> SparseLinear:
+    assert entry.pattern is not None and entry.init is not None
+    layer = SparseLinear.from_dense(
+        dense, entry.pattern, permutation=permutation, init=entry.init
+    )
+    layer.role = entry.projection.role
+    return layer
+
+
+def swap_modules(model: nn.Module, replacements: dict[str, nn.Module]) -> nn.Module:
+    """Put new modules at the given names, and wherever else the old ones are registered."""
+    by_identity = {id(model.get_submodule(name)): new for name, new in replacements.items()}
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if child is not None and id(child) in by_identity:
+                parent._modules[name] = by_identity[id(child)]
+    return model
+
+
+def densify(model: nn.Module) -> nn.Module:
+    """Replace every sparse layer by a plain dense module of the original class, in place.
+
+    The outputs stay the same. Returns the model, or the new module where the model itself is a
+    `SparseLinear`; raises `ValueError` for a model without sparse layers.
+    """
+    if isinstance(model, SparseLinear):
+        return model.to_dense()
+    linears = {
+        name: module.to_dense()
+        for name, module in model.named_modules()
+        if isinstance(module, SparseLinear)
+    }
+    attentions = [n for n, m in model.named_modules() if isinstance(m, MultiheadAttention)]
+    if not linears:
+        raise ValueError("nothing to densify: the model has no SparseLinear")
+    swap_modules(model, linears)
+    if isinstance(model, MultiheadAttention):
+        return model.to_dense()
+    joined = {name: _attention(model, name).to_dense() for name in attentions}
+    return swap_modules(model, joined)
+
+
+def _attention(model: nn.Module, name: str) -> MultiheadAttention:
+    module = model.get_submodule(name)
+    assert isinstance(module, MultiheadAttention)
+    return module
