@@ -9,6 +9,7 @@ from torch import nn
 from padst_fx import selection
 from padst_fx.distribution import Distribution
 from padst_fx.layers.attention import MultiheadAttention
+from padst_fx.layers.fast_path import bar_fast_paths
 from padst_fx.layers.linear import SparseLinear
 from padst_fx.planning import Plan, PlanEntry, plan
 from padst_fx.structures import Structure
@@ -89,6 +90,7 @@ def swap_modules(model: nn.Module, replacements: dict[str, nn.Module]) -> nn.Mod
         for name, child in list(parent._modules.items()):
             if child is not None and id(child) in by_identity:
                 parent._modules[name] = by_identity[id(child)]
+    bar_fast_paths(model)
     return model
 
 

@@ -180,19 +180,92 @@ def _scatter_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return dx, dvalues, None, None, dbias, None, None
 
 
+def _setup_gather_input_grad(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.window, _ = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward_gather_input_grad(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+    grad, values, index, perm = ctx.saved_tensors
+    dgrad = dvalues = None
+    if ctx.needs_input_grad[0]:
+        dgrad = torch.ops.padst.gather_gemm(
+            cotangent, values, index, perm, cotangent.new_empty(0), ctx.window, "none"
+        )
+    if ctx.needs_input_grad[1]:
+        dvalues = torch.ops.padst.gather_gemm_weight_grad(
+            grad, cotangent, index, perm, ctx.window, values.shape[2]
+        )
+    return dgrad, dvalues, None, None, None, None
+
+
+def _setup_gather_weight_grad(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.window, _ = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward_gather_weight_grad(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+    grad, x, index, perm = ctx.saved_tensors
+    dgrad = dx = None
+    if ctx.needs_input_grad[0]:
+        dgrad = torch.ops.padst.gather_gemm(
+            x, cotangent, index, perm, x.new_empty(0), ctx.window, "none"
+        )
+    if ctx.needs_input_grad[1]:
+        dx = torch.ops.padst.gather_gemm_input_grad(
+            grad, cotangent, index, perm, ctx.window, x.shape[-1]
+        )
+    return dgrad, dx, None, None, None, None
+
+
+def _setup_scatter_input_grad(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward_scatter_input_grad(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+    grad, values, index, perm = ctx.saved_tensors
+    dgrad = dvalues = None
+    if ctx.needs_input_grad[0]:
+        dgrad = torch.ops.padst.scatter_gemm(
+            cotangent, values, index, perm, cotangent.new_empty(0), grad.shape[-1], "none"
+        )
+    if ctx.needs_input_grad[1]:
+        dvalues = torch.ops.padst.scatter_gemm_weight_grad(
+            grad, cotangent, index, perm, values.shape[2]
+        )
+    return dgrad, dvalues, None, None
+
+
+def _setup_scatter_weight_grad(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, _ = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward_scatter_weight_grad(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+    grad, x, index, perm = ctx.saved_tensors
+    dgrad = dx = None
+    if ctx.needs_input_grad[0]:
+        dgrad = torch.ops.padst.scatter_gemm(
+            x, cotangent, index, perm, x.new_empty(0), grad.shape[-1], "none"
+        )
+    if ctx.needs_input_grad[1]:
+        dx = torch.ops.padst.scatter_gemm_input_grad(grad, cotangent, index, perm)
+    return dgrad, dx, None, None, None
+
+
 _GATHER = register(
     "gather_gemm(Tensor x, Tensor values, Tensor index, Tensor perm, Tensor bias, "
     "int window, str activation) -> Tensor",
     _gather,
     _fake_gather,
 )
-register(
+_GATHER_INPUT_GRAD = register(
     "gather_gemm_input_grad(Tensor grad, Tensor values, Tensor index, Tensor perm, "
     "int window, int in_features) -> Tensor",
     _gather_input_grad,
     _fake_gather_input_grad,
 )
-register(
+_GATHER_WEIGHT_GRAD = register(
     "gather_gemm_weight_grad(Tensor grad, Tensor x, Tensor index, Tensor perm, "
     "int window, int group) -> Tensor",
     _gather_weight_grad,
@@ -204,12 +277,12 @@ _SCATTER = register(
     _scatter,
     _fake_scatter,
 )
-register(
+_SCATTER_INPUT_GRAD = register(
     "scatter_gemm_input_grad(Tensor grad, Tensor values, Tensor index, Tensor perm) -> Tensor",
     _scatter_input_grad,
     _fake_scatter_input_grad,
 )
-register(
+_SCATTER_WEIGHT_GRAD = register(
     "scatter_gemm_weight_grad(Tensor grad, Tensor x, Tensor index, Tensor perm, "
     "int group) -> Tensor",
     _scatter_weight_grad,
@@ -217,5 +290,9 @@ register(
 )
 register_autograd(_GATHER, _gather_backward, _setup_context)
 register_autograd(_SCATTER, _scatter_backward, _setup_context)
+register_autograd(_GATHER_INPUT_GRAD, _backward_gather_input_grad, _setup_gather_input_grad)
+register_autograd(_GATHER_WEIGHT_GRAD, _backward_gather_weight_grad, _setup_gather_weight_grad)
+register_autograd(_SCATTER_INPUT_GRAD, _backward_scatter_input_grad, _setup_scatter_input_grad)
+register_autograd(_SCATTER_WEIGHT_GRAD, _backward_scatter_weight_grad, _setup_scatter_weight_grad)
 register_autocast(_GATHER)
 register_autocast(_SCATTER)

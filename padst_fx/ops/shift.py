@@ -91,22 +91,61 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return dx, dvalues, None, None, dbias, None, None
 
 
+def _setup_input_grad(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, _ = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward_input_grad(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+    grad, values, offsets, perm = ctx.saved_tensors
+    dgrad = dvalues = None
+    if ctx.needs_input_grad[0]:
+        dgrad = _without_bias(cotangent, values, offsets, perm, grad.shape[-1])
+    if ctx.needs_input_grad[1]:
+        dvalues = torch.ops.padst.shift_weight_grad(grad, cotangent, offsets, perm)
+    return dgrad, dvalues, None, None, None
+
+
+def _setup_weight_grad(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward_weight_grad(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+    grad, x, offsets, perm = ctx.saved_tensors
+    dgrad = dx = None
+    if ctx.needs_input_grad[0]:
+        dgrad = _without_bias(x, cotangent, offsets, perm, grad.shape[-1])
+    if ctx.needs_input_grad[1]:
+        dx = torch.ops.padst.shift_input_grad(grad, cotangent, offsets, perm, x.shape[-1])
+    return dgrad, dx, None, None
+
+
+def _without_bias(
+    x: Tensor, values: Tensor, offsets: Tensor, perm: Tensor, out_features: int
+) -> Tensor:
+    return torch.ops.padst.shift(
+        x, values, offsets, perm, x.new_empty(0), out_features, "none"
+    )
+
+
 _SHIFT = register(
     "shift(Tensor x, Tensor values, Tensor offsets, Tensor perm, Tensor bias, "
     "int out_features, str activation) -> Tensor",
     _forward,
     _fake_forward,
 )
-register(
+_SHIFT_INPUT_GRAD = register(
     "shift_input_grad(Tensor grad, Tensor values, Tensor offsets, Tensor perm, "
     "int in_features) -> Tensor",
     _input_grad,
     _fake_input_grad,
 )
-register(
+_SHIFT_WEIGHT_GRAD = register(
     "shift_weight_grad(Tensor grad, Tensor x, Tensor offsets, Tensor perm) -> Tensor",
     _weight_grad,
     _fake_weight_grad,
 )
 register_autograd(_SHIFT, _backward, _setup_context)
+register_autograd(_SHIFT_INPUT_GRAD, _backward_input_grad, _setup_input_grad)
+register_autograd(_SHIFT_WEIGHT_GRAD, _backward_weight_grad, _setup_weight_grad)
 register_autocast(_SHIFT)

@@ -1,0 +1,263 @@
+"""plan, sparsify, densify, summary: what is replaced, what is not, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import padst_fx
+from padst_fx import NM, Block, Diag, SparseLinear, Unstructured
+from padst_fx.initialization import looks_fresh
+
+
+class Model(nn.Module):
+    """Two blocks, an embedding tied to the head, and a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(20, 24)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(24, 48), nn.GELU(), nn.Linear(48, 24)) for _ in range(2)
+        )
+        self.odd = nn.Linear(24, 25)
+        self.back = nn.Linear(25, 24)
+        self.lm_head = nn.Linear(24, 20, bias=False)
+        self.lm_head.weight = self.embed.weight
+        self.classifier = nn.Linear(24, 10)
+
+    def forward(self, tokens):
+        x = self.embed(tokens)
+        for block in self.blocks:
+            x = x + block(x)
+        x = x + self.back(self.odd(x).relu())
+        return self.lm_head(x), self.classifier(x)
+
+
+def model() -> Model:
+    torch.manual_seed(0)
+    return Model()
+
+
+TOKENS = torch.arange(12).view(2, 6)
+
+
+def fingerprint(module):
+    return {name: (type(m), id(m)) for name, m in module.named_modules()}
+
+
+@pytest.mark.parametrize("example_inputs", [None, TOKENS])
+def test_the_plan_says_why_everything_left_alone_stays_dense(example_inputs):
+    plan = padst_fx.plan(model(), Block(8), 0.5, example_inputs=example_inputs, exclude="blocks.1*")
+    reasons = {entry.projection.name: entry.reason for entry in plan}
+    assert reasons["blocks.0.0"] is None and reasons["blocks.0.2"] is None
+    assert reasons["blocks.1.0"] == "excluded"
+    assert reasons["odd"] == "Block(size=8) does not divide out=25"
+    assert "tied with embed.weight" in reasons["lm_head"]
+    assert "head" in reasons["classifier"]
+    assert len(plan.replaced) == 2 and len(plan.skipped) == 6
+    assert "2 of 8 projections become sparse" in str(plan)
+
+
+def test_plan_changes_nothing_and_sparsify_does_what_it_says():
+    m = model()
+    before, state = fingerprint(m), copy.deepcopy(m.state_dict())
+    plan = padst_fx.plan(m, "diag", 0.9)
+    assert fingerprint(m) == before
+    assert all(torch.equal(t, state[n]) for n, t in m.state_dict().items())
+    assert padst_fx.sparsify(m, "diag", 0.9) is m
+    sparse = [n for n, layer in m.named_modules() if isinstance(layer, SparseLinear)]
+    assert sparse == [entry.projection.name for entry in plan.replaced]
+    for entry in plan.replaced:
+        assert m.get_submodule(entry.projection.name).pattern == entry.pattern
+        assert m.get_submodule(entry.projection.name).role == entry.projection.role
+
+
+@pytest.mark.parametrize(
+    "structure", ["diag", Diag(width=8), Block(8), "nm", "2:4", Unstructured()], ids=str
+)
+@pytest.mark.parametrize("permutation", ["identity", "random"])
+def test_densify_keeps_the_outputs_and_gives_back_the_classes(structure, permutation):
+    m = model()
+    classes = {name: type(module) for name, module in m.named_modules()}
+    sparsity = 0.5 if structure == "2:4" else 0.9
+    padst_fx.sparsify(m, structure, sparsity, permutation=permutation)
+    sparse = m(TOKENS)
+    padst_fx.densify(m)
+    assert {name: type(module) for name, module in m.named_modules()} == classes
+    for a, b in zip(m(TOKENS), sparse, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_densify_returns_a_lone_layer():
+    layer = SparseLinear(8, 8, "diag", 0.5)
+    dense = padst_fx.densify(layer)
+    x = torch.randn(3, 8)
+    torch.testing.assert_close(dense(x), layer(x))
+
+
+def test_a_module_registered_twice_is_replaced_twice_by_one_layer():
+    shared = nn.Linear(8, 8)
+    m = nn.ModuleDict({"a": shared, "b": nn.ModuleDict({"c": shared}), "last": nn.Linear(8, 2)})
+    padst_fx.sparsify(m, "diag", 0.5, include="a")
+    assert isinstance(m["a"], SparseLinear) and m["b"]["c"] is m["a"]
+    padst_fx.densify(m)
+    assert type(m["a"]) is nn.Linear and m["b"]["c"] is m["a"]
+
+
+def test_frozen_layers_stay_frozen_and_keep_dtype():
+    m = model().to(torch.bfloat16)
+    m.blocks.requires_grad_(False)
+    padst_fx.sparsify(m, "diag", 0.9)
+    layer = m.blocks[0][0]
+    assert not layer.values.requires_grad and not layer.bias.requires_grad
+    assert layer.values.dtype == layer.bias.dtype == torch.bfloat16
+    assert m.odd.values.requires_grad
+
+
+def test_include_by_callable_and_exclude_by_glob():
+    def wide(module, name):
+        return getattr(module, "out_features", 0) == 48
+
+    plan = padst_fx.plan(model(), "diag", 0.5, include=wide, exclude=["blocks.0.*"])
+    assert [entry.projection.name for entry in plan.replaced] == ["blocks.1.0"]
+
+
+def test_a_head_is_replaced_when_named():
+    plan = padst_fx.plan(model(), "diag", 0.5, include=["classifier", "odd"])
+    assert [entry.projection.name for entry in plan.replaced] == ["odd", "classifier"]
+    plan = padst_fx.plan(model(), "diag", 0.5, include="*")
+    assert "classifier" not in [entry.projection.name for entry in plan.replaced]
+
+
+def test_distribution_by_mapping_and_callable():
+    plan = padst_fx.plan(model(), "diag", 0.9, distribution={"blocks.0.*": 0.5, "odd": 0.0})
+    got = {entry.projection.name: entry.pattern.sparsity for entry in plan.replaced}
+    assert got["blocks.0.0"] == got["blocks.0.2"] == 0.5
+    assert got["odd"] == 0.0
+    assert got["blocks.1.0"] == pytest.approx(1 - 5 / 48)
+    plan = padst_fx.plan(
+        model(), "diag", 0.9, distribution=lambda p: 0.5 if p.role == "mlp_in" else 0.75
+    )
+    assert plan.entries[0].pattern.sparsity == 0.5
+    assert plan.entries[1].pattern.sparsity == 0.75
+
+
+@pytest.mark.parametrize("sparsity", [0.5, 0.8, 0.9, 0.95])
+@pytest.mark.parametrize("structure", ["diag", Diag(run=2), Block(4), Unstructured(), "nm"], ids=str)
+def test_erk_meets_the_budget(structure, sparsity):
+    torch.manual_seed(0)
+    m = nn.Sequential(
+        *(nn.Linear(i, o) for i, o in [(96, 96), (96, 384), (384, 96), (96, 48), (48, 96)]),
+        nn.Linear(96, 4),
+    )
+    plan = padst_fx.plan(m, structure, sparsity, distribution="erk")
+    patterns = [entry.pattern for entry in plan.replaced]
+    weights = [p.out_features * p.in_features for p in patterns]
+    budget = (1 - sparsity) * sum(weights)
+    assert abs(sum(p.nonzeros for p in patterns) - budget) <= max(p.grain for p in patterns)
+    shares = [
+        (p.nonzeros / (p.out_features + p.in_features), p.grain / (p.out_features + p.in_features))
+        for p, size in zip(patterns, weights, strict=True)
+        if 1 < p.active < p.capacity
+    ]
+    for share, step in shares:
+        for other, other_step in shares:
+            assert abs(share - other) <= step + other_step
+
+
+def test_auto_init_keeps_trained_weights_and_redraws_fresh_ones():
+    m = model()
+    assert all(looks_fresh(layer.weight) for block in m.blocks for layer in (block[0], block[2]))
+    with torch.no_grad():
+        m.blocks[1][0].weight *= torch.linspace(0.2, 3, 48)[:, None]
+        m.blocks[1][2].weight *= torch.linspace(0.2, 3, 48)
+    starts = {e.projection.name: e.init for e in padst_fx.plan(m, "diag", 0.5).replaced}
+    assert starts["blocks.0.0"] == starts["blocks.0.2"] == "random"
+    assert starts["blocks.1.0"] == starts["blocks.1.2"] == "magnitude"
+
+
+@pytest.mark.parametrize("draw", [nn.init.normal_, nn.init.uniform_, nn.init.trunc_normal_])
+def test_usual_initialisations_look_fresh(draw):
+    torch.manual_seed(1)
+    assert looks_fresh(draw(torch.empty(128, 64)) * 0.02)
+
+
+def test_random_init_scales_to_the_real_fan_in():
+    torch.manual_seed(0)
+    layer = SparseLinear.from_dense(nn.Linear(256, 256), "diag", 0.9, init="random")
+    fan_in = layer.pattern.nonzeros / 256
+    expected = (1 / (3 * fan_in)) ** 0.5
+    assert layer.values.std().item() == pytest.approx(expected, rel=0.02)
+
+
+REFUSED = [
+    (("diagonal", 0.9), {}, "unknown structure 'diagonal'; valid: 'diag', 'block', 'nm'"),
+    (("diag", 1.0), {}, r"sparsity must be in \[0, 1\), got 1.0"),
+    (("diag", 90), {}, r"sparsity must be in \[0, 1\), got 90"),
+    (("diag", "0.9"), {}, "sparsity must be a number"),
+    (("diag", None), {}, "sparsity must be a number"),
+    (("diag", 0.9), {"permutation": "sorted"}, "unknown permutation 'sorted'; valid: 'identity'"),
+    (("diag", 0.9), {"distribution": "er"}, "unknown distribution 'er'; valid: 'uniform', 'erk'"),
+    (("diag", 0.9), {"distribution": {"odd": 1.5}}, r"odd: sparsity must be in \[0, 1\)"),
+    (("diag", 0.9), {"init": "zeros"}, "unknown init 'zeros'; valid: 'auto', 'magnitude'"),
+    ((Block(8), 0.9), {"include": "odd"}, r"odd: Block\(size=8\) does not divide out=25"),
+    (("diag", 0.9), {"include": "lm_head"}, "lm_head was asked for by name.*tied with embed"),
+    (("diag", 0.9), {"include": "nowhere*"}, "nothing to sparsify: every projection stays dense"),
+    (("2:4", 0.9), {}, r"NM\(2, 4\) is 0.5 sparse, but sparsity=0.9"),
+    ((NM(2, 4), 0.5), {"distribution": "erk"}, "needs a free count"),
+]
+
+
+@pytest.mark.parametrize(("positional", "keywords", "message"), REFUSED)
+def test_bad_input_is_refused_with_the_model_untouched(positional, keywords, message):
+    m = model()
+    before = fingerprint(m)
+    state = copy.deepcopy(m.state_dict())
+    with pytest.raises(ValueError, match=message):
+        padst_fx.sparsify(m, *positional, **keywords)
+    assert fingerprint(m) == before
+    assert all(torch.equal(t, state[n]) for n, t in m.state_dict().items())
+
+
+@pytest.mark.parametrize("argument", ["include", "exclude"])
+def test_selectors_of_the_wrong_type(argument):
+    with pytest.raises(TypeError, match=argument):
+        padst_fx.sparsify(model(), "diag", 0.9, **{argument: 3})
+
+
+def test_a_model_without_projections():
+    with pytest.raises(ValueError, match="no linear or attention projection"):
+        padst_fx.sparsify(nn.Sequential(nn.Conv2d(3, 3, 3), nn.ReLU()), "diag", 0.9)
+
+
+def test_a_model_sparsified_already():
+    m = padst_fx.sparsify(model(), "diag", 0.9)
+    with pytest.raises(ValueError, match=r"already sparsified: blocks.0.0 is a SparseLinear"):
+        padst_fx.sparsify(m, "diag", 0.9)
+
+
+def test_a_model_that_is_itself_a_projection():
+    with pytest.raises(ValueError, match=r"SparseLinear.from_dense"):
+        padst_fx.sparsify(nn.Linear(8, 8), "diag", 0.5)
+
+
+def test_nothing_to_densify_or_summarise():
+    for function in (padst_fx.densify, padst_fx.summary):
+        with pytest.raises(ValueError, match="no SparseLinear"):
+            function(model())
+
+
+def test_summary_counts_what_is_stored():
+    m = padst_fx.sparsify(model(), "diag", 0.9, permutation="random")
+    table = padst_fx.summary(m)
+    row = table.rows[0]
+    assert (row.name, row.role, row.shape) == ("blocks.0.0", "mlp_in", (48, 24))
+    assert row.parameters == 5 * 24 + 48
+    assert row.dense_parameters == 48 * 24 + 48
+    assert (row.permutation, row.kernel) == ("random", "shift")
+    assert table.model_parameters == sum(p.numel() for p in m.parameters())
+    text = str(table)
+    assert "blocks.0.0" in text and "shift" in text
