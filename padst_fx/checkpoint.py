@@ -185,10 +185,11 @@ def _module(model: nn.Module, name: str) -> nn.Module:
 
 
 def _check_same(name: str, present: dict[str, Any], wanted: dict[str, Any]) -> None:
-    for key, value in wanted.items():
-        if present[key] != value and key != "role":
+    for key in ("structure", "shape", "active", "permutation", "alpha"):
+        if present[key] != wanted[key]:
             raise CheckpointError(
-                f"{name} differs in {key}: the checkpoint has {value}, the model {present[key]}"
+                f"{name} differs in {key}: the checkpoint has {wanted[key]}, "
+                f"the model {present[key]}"
             )
 
 

@@ -47,6 +47,10 @@ class LayerState:
             self._handle.remove()
             self._handle = None
         self.layer.probe.requires_grad_(False)
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop the scores collected so far."""
         self.layer.probe.grad = None
         self.growth = None
         self.gradient_norms = None

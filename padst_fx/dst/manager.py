@@ -76,8 +76,13 @@ class DST:
         self._prepare_next_step()
 
     def step(self) -> bool:
-        """Count a step and update if it is due; True when the topology changed."""
+        """Count a step and update if it is due; True when the topology changed.
+
+        Does nothing but forget the scores if the optimizer has not stepped since the last call.
+        """
         if not self._optimizer_stepped:
+            for state in self.states:
+                state.forget()
             return False
         self._optimizer_stepped = False
         self.steps += 1
