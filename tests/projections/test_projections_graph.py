@@ -289,6 +289,13 @@ def test_gated_feed_forward(gate_first: bool) -> None:
     assert roles(compute, "abc") == "mlp_gate mlp_in mlp_out"
 
 
+def test_a_further_factor_is_no_gate() -> None:
+    def compute(m: Graph, x: torch.Tensor) -> torch.Tensor:
+        return x + m.d(F.silu(m.a(x)) * m.b(x) * m.c(x))
+
+    assert roles(compute, "abcd") == "mlp_gate mlp_in other mlp_out"
+
+
 def test_gate_written_out() -> None:
     def compute(m: Graph, x: torch.Tensor) -> torch.Tensor:
         gate = m.b(x)
@@ -350,7 +357,13 @@ def test_the_output_of_the_model_is_a_head(end: Callable) -> None:
 
 
 @pytest.mark.parametrize(
-    "end", [lambda m, x, y: x + y, lambda m, x, y: y * x, lambda m, x, y: torch.tanh(y)]
+    "end",
+    [
+        lambda m, x, y: x + y,
+        lambda m, x, y: y * x,
+        lambda m, x, y: torch.tanh(y),
+        lambda m, x, y: torch.cat([x, y], dim=1),
+    ],
 )
 def test_an_output_with_something_else_in_it_is_no_head(end: Callable) -> None:
     assert roles(lambda m, x: end(m, x, m.a(x)), "a") == "other"

@@ -16,16 +16,16 @@ X = torch.rand(2, 4)
 
 
 class Around(nn.Module):
-    """`inner` between two plain layers."""
+    """`inner` between two plain layers, behind an activation."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
-        self.first = nn.Linear(4, 4)
-        self.inner = inner
-        self.last = nn.Linear(4, 3)
+        self.fc1 = nn.Linear(4, 4)
+        self.fc2 = inner
+        self.head = nn.Linear(4, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.last(x + self.inner(self.first(x)))
+        return self.head(x + self.fc2(F.relu(self.fc1(x))))
 
 
 class OwnForward(nn.Linear):
@@ -43,6 +43,18 @@ class LowRank(nn.Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x) + F.linear(F.linear(x, self.low_a), self.low_b)
+
+
+class Merged(nn.Linear):
+    """A LoRA layer whose weights are added up before the product."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features)
+        self.low_a = nn.Parameter(torch.rand(2, in_features))
+        self.low_b = nn.Parameter(torch.rand(out_features, 2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight + self.low_b @ self.low_a, self.bias)
 
 
 def with_forward_replaced() -> nn.Linear:
@@ -73,13 +85,14 @@ def frozen_as_buffer() -> nn.Module:
 REASONS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "own forward": (lambda: OwnForward(4, 4), "its class OwnForward has its own forward"),
     "low rank": (lambda: LowRank(4, 4), "its class LowRank has its own forward"),
+    "merged": (lambda: Merged(4, 4), "its class Merged has its own forward"),
     "instance": (with_forward_replaced, "its forward was replaced on the instance"),
     "parametrized": (
         lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)),
         "it is parametrized (torch.nn.utils.parametrize) in weight",
     ),
     "spectral": (
-        lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4)).eval(),
+        lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4)),
         "it is parametrized (torch.nn.utils.parametrize) in weight",
     ),
     "weight_norm": (
@@ -88,7 +101,7 @@ REASONS: dict[str, tuple[Callable[[], nn.Module], str]] = {
         "before each forward",
     ),
     "spectral_norm": (
-        lambda: nn.utils.spectral_norm(nn.Linear(4, 4)).eval(),
+        lambda: nn.utils.spectral_norm(nn.Linear(4, 4)),
         "its weight is not a parameter of its own, it is computed from weight_orig "
         "before each forward",
     ),
@@ -106,9 +119,9 @@ def test_reason_from_the_module_alone(case: str) -> None:
     make, reason = REASONS[case]
     model = Around(make())
     expected = [
-        Projection("first", "other", (4, 4), "first", "linear"),
-        Projection("inner", "other", (4, 4), "inner", "linear", unsupported=reason),
-        Projection("last", "head", (3, 4), "last", "linear"),
+        Projection("fc1", "mlp_in", (4, 4), "fc1", "linear"),
+        Projection("fc2", "mlp_out", (4, 4), "fc2", "linear", unsupported=reason),
+        Projection("head", "head", (3, 4), "head", "linear"),
     ]
     assert find_projections(model) == expected
     assert find_projections(model, X) == expected
@@ -345,9 +358,13 @@ class Stateful(nn.Module):
         self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
         self.norm = nn.BatchNorm1d(4)
         self.layer = nn.Linear(4, 4)
+        self.spectral = nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4))
+        with pytest.warns(FutureWarning):
+            self.old_norm = nn.utils.weight_norm(nn.Linear(4, 4))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.attention(x, x, x)[0].mean(1)
+        x = x + self.old_norm(torch.relu(self.spectral(x)))
         return self.layer(F.dropout(self.norm(x), 0.5, self.training))
 
 
@@ -357,6 +374,7 @@ def test_nothing_is_changed(fast_path: bool, fails: bool) -> None:
     model = Stateful().train()
     model.attention.eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    names = [sorted(vars(module)) for module in model.modules()]
     modes = [module.training for module in model.modules()]
     random_state = torch.get_rng_state()
     inputs = (torch.rand(2, 3, 5 if fails else 4, generator=torch.Generator().manual_seed(0)),)
@@ -368,12 +386,15 @@ def test_nothing_is_changed(fast_path: bool, fails: bool) -> None:
                 find_projections(model, inputs)
         else:
             roles = [p.role for p in find_projections(model, inputs)]
-            assert roles == ["q", "k", "v", "attn_out", "head"]
+            assert roles == ["q", "k", "v", "attn_out", "head", "mlp_in", "mlp_out"]
         assert torch.backends.mha.get_fastpath_enabled() is fast_path
     finally:
         torch.backends.mha.set_fastpath_enabled(previous)
     assert [module.training for module in model.modules()] == modes
+    assert [sorted(vars(module)) for module in model.modules()] == names
     assert torch.equal(torch.get_rng_state(), random_state)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
     assert all(parameter.grad is None for parameter in model.parameters())
+    assert type(model.old_norm.weight) is torch.Tensor
+    assert model(torch.rand(2, 3, 4)).shape == (2, 4)

@@ -76,11 +76,19 @@ def main_tensor(model_output: Any) -> torch.Tensor:
     return model_output[0]
 
 
-def vit() -> nn.Module:
-    from transformers import ViTConfig, ViTForImageClassification
+def configuration(name: str, **options: Any) -> Any:
+    """A transformers configuration: its classes take more options than their signatures say."""
+    import transformers
 
-    return ViTForImageClassification(
-        ViTConfig(
+    return getattr(transformers, name)(**options)
+
+
+def vit() -> nn.Module:
+    import transformers
+
+    return transformers.ViTForImageClassification(
+        configuration(
+            "ViTConfig",
             hidden_size=HIDDEN,
             num_hidden_layers=LAYERS,
             num_attention_heads=HEADS,
@@ -95,10 +103,11 @@ def vit() -> nn.Module:
 
 
 def gpt2(attention: str = "sdpa") -> nn.Module:
-    from transformers import GPT2Config, GPT2LMHeadModel
+    import transformers
 
-    return GPT2LMHeadModel(
-        GPT2Config(
+    return transformers.GPT2LMHeadModel(
+        configuration(
+            "GPT2Config",
             vocab_size=VOCABULARY,
             n_positions=32,
             n_embd=HIDDEN,
@@ -116,9 +125,8 @@ def gpt2(attention: str = "sdpa") -> nn.Module:
 
 
 def bert_config(attention: str = "sdpa") -> Any:
-    from transformers import BertConfig
-
-    return BertConfig(
+    return configuration(
+        "BertConfig",
         vocab_size=VOCABULARY,
         hidden_size=HIDDEN,
         num_hidden_layers=LAYERS,
@@ -133,29 +141,30 @@ def bert_config(attention: str = "sdpa") -> Any:
 
 
 def bert() -> nn.Module:
-    from transformers import BertModel
+    import transformers
 
-    return BertModel(bert_config())
+    return transformers.BertModel(bert_config())
 
 
 def bert_classifier() -> nn.Module:
-    from transformers import BertForSequenceClassification
+    import transformers
 
-    return BertForSequenceClassification(bert_config())
+    return transformers.BertForSequenceClassification(bert_config())
 
 
 def bert_masked_lm(attention: str = "sdpa") -> nn.Module:
-    from transformers import BertForMaskedLM
+    import transformers
 
-    return BertForMaskedLM(bert_config(attention))
+    return transformers.BertForMaskedLM(bert_config(attention))
 
 
 def llama(attention: str = "sdpa") -> nn.Module:
     """Rotary positions, two key/value heads for four query heads, SwiGLU, an untied head."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    import transformers
 
-    return LlamaForCausalLM(
-        LlamaConfig(
+    return transformers.LlamaForCausalLM(
+        configuration(
+            "LlamaConfig",
             vocab_size=VOCABULARY,
             hidden_size=HIDDEN,
             intermediate_size=192,
@@ -173,10 +182,11 @@ def llama(attention: str = "sdpa") -> nn.Module:
 
 
 def t5(feed_forward: str = "relu") -> nn.Module:
-    from transformers import T5Config, T5ForConditionalGeneration
+    import transformers
 
-    return T5ForConditionalGeneration(
-        T5Config(
+    return transformers.T5ForConditionalGeneration(
+        configuration(
+            "T5Config",
             vocab_size=VOCABULARY,
             d_model=HIDDEN,
             d_kv=HIDDEN // HEADS,
@@ -198,10 +208,11 @@ def t5_gated() -> nn.Module:
 
 
 def bart() -> nn.Module:
-    from transformers import BartConfig, BartForConditionalGeneration
+    import transformers
 
-    return BartForConditionalGeneration(
-        BartConfig(
+    return transformers.BartForConditionalGeneration(
+        configuration(
+            "BartConfig",
             vocab_size=VOCABULARY,
             d_model=HIDDEN,
             encoder_layers=LAYERS,
