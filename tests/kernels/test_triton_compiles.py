@@ -83,7 +83,7 @@ def score_case(name: str, width: int, dtype: torch.dtype) -> Case:
 
 BLOCK, NARROW, TILED, FINE = (12, 2, 64, 64), (96, 12, 8, 8), (48, 96, 1, 16), (768, 96, 1, 1)
 ONE_ROW_BLOCK = (1, 1, 768, 64)
-GATHER, SCATTER = ("forward", "input_grad", "weight_grad"), ("scatter_forward",)
+GATHER = ("forward", "input_grad", "weight_grad")
 DOT = {
     **{f"block-{n}-{m}": gather_case(n, m, BLOCK, 768, HALF) for n in GATHER for m in (1, 1024)},
     **{f"block-{n}-single": gather_case(n, 1024, BLOCK, 768, SINGLE) for n in GATHER},

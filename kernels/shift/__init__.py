@@ -1,0 +1,1 @@
+"""Products with width-1 wrapped diagonals."""

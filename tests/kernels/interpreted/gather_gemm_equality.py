@@ -1,0 +1,45 @@
+"""The Triton gather-GEMM and scatter-GEMM kernels, against dense float64 maths."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from kernel_checks import GATHERS, SCATTERS, SETTINGS, Setting, check_gather, check_scatter
+from triton_device import DEVICE, poisoned_memory
+
+from padst_fx.kernels.gather_gemm import triton_launch
+
+__all__ = ["poisoned_memory"]
+
+MANY_TOKENS = Setting(tokens=130, dtype=torch.bfloat16, activation="silu", layout="columns")
+CHOSEN = [*SETTINGS[:-1], MANY_TOKENS]
+LARGE = ("block-80", "nm-1:300")
+LARGE_SETTINGS = (SETTINGS[0], SETTINGS[2])
+SPLIT = Setting(tokens=520, dtype=torch.float16, perm=False)
+
+
+@pytest.mark.parametrize("shape", [name for name in GATHERS if name not in LARGE])
+@pytest.mark.parametrize("setting", CHOSEN, ids=str)
+def test_gather_equals_dense_maths(shape: str, setting: Setting) -> None:
+    check_gather(triton_launch, GATHERS[shape], replace(setting, device=DEVICE))
+
+
+@pytest.mark.parametrize("shape", [name for name in SCATTERS if name not in LARGE])
+@pytest.mark.parametrize("setting", CHOSEN, ids=str)
+def test_scatter_equals_dense_maths(shape: str, setting: Setting) -> None:
+    check_scatter(triton_launch, SCATTERS[shape], replace(setting, device=DEVICE))
+
+
+@pytest.mark.parametrize("shape", ["one-block", "block-16"])
+def test_tokens_in_several_splits(shape: str) -> None:
+    check_gather(triton_launch, GATHERS[shape], replace(SPLIT, device=DEVICE))
+    check_scatter(triton_launch, GATHERS[shape], replace(SPLIT, device=DEVICE))
+
+
+@pytest.mark.parametrize("setting", LARGE_SETTINGS, ids=str)
+def test_large_shapes(setting: Setting) -> None:
+    for name in LARGE:
+        check_gather(triton_launch, GATHERS[name], replace(setting, device=DEVICE))
+    check_scatter(triton_launch, GATHERS["block-80"], replace(setting, device=DEVICE))

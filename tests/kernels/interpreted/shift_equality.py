@@ -1,0 +1,29 @@
+"""The Triton shift kernels, against dense float64 maths."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from kernel_checks import SETTINGS, SHIFTS, Setting, check_shift
+from triton_device import DEVICE, poisoned_memory
+
+from padst_fx.kernels.shift import triton_launch
+
+__all__ = ["poisoned_memory"]
+
+MANY_TOKENS = Setting(tokens=130, activation="silu", layout="columns")
+
+
+@pytest.mark.parametrize("shape", SHIFTS)
+@pytest.mark.parametrize("setting", [*SETTINGS[:-1], MANY_TOKENS], ids=str)
+def test_equals_dense_maths(shape: str, setting: Setting) -> None:
+    check_shift(triton_launch, *SHIFTS[shape], replace(setting, device=DEVICE))
+
+
+@pytest.mark.parametrize("tokens", [1, 40, 70])
+def test_more_features_and_diagonals_than_a_tile(tokens: int) -> None:
+    setting = Setting(tokens=tokens, dtype=torch.bfloat16, device=DEVICE)
+    check_shift(triton_launch, 150, 70, setting, diagonals=37)
+    check_shift(triton_launch, 70, 150, setting, diagonals=37)

@@ -1,0 +1,74 @@
+"""Width-1 wrapped diagonals on the CPU, against dense float64 maths."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernel_checks import SETTINGS, SHIFTS, Setting, check_shift
+
+from padst_fx.kernels.shift import cpu, reference
+
+EMPTY = torch.empty(0)
+NO_PERM = torch.empty(0, dtype=torch.int32)
+
+
+@pytest.mark.parametrize("module", [reference, cpu])
+@pytest.mark.parametrize("shape", SHIFTS)
+@pytest.mark.parametrize("setting", SETTINGS, ids=str)
+def test_equals_dense_maths(module: ModuleType, shape: str, setting: Setting) -> None:
+    check_shift(module, *SHIFTS[shape], setting)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    out=st.integers(1, 24),
+    inp=st.integers(1, 24),
+    diagonals=st.integers(1, 24),
+    tokens=st.integers(0, 6),
+    seed=st.integers(0, 1000),
+)
+def test_any_shape(out: int, inp: int, diagonals: int, tokens: int, seed: int) -> None:
+    for module in (reference, cpu):
+        check_shift(module, out, inp, Setting(tokens=tokens, seed=seed), diagonals)
+
+
+@pytest.mark.parametrize("module", [reference, cpu])
+def test_all_diagonals_are_the_dense_layer(module: ModuleType) -> None:
+    check_shift(module, 6, 9, Setting(), diagonals=9)
+
+
+@pytest.mark.parametrize("module", [reference, cpu])
+def test_tall_by_hand(module: ModuleType) -> None:
+    # S = [[0, 2], [0, 0], [1, 0]]: diagonal 2, entry t at ((t + 2) % 3, t).
+    values, offsets = torch.tensor([[1.0, 2.0]]), torch.tensor([2], dtype=torch.int32)
+    x = torch.tensor([[10.0, 20.0]])
+    got = module.shift_forward(x, values, offsets, NO_PERM, EMPTY, 3, "none")
+    assert got.tolist() == [[40.0, 0.0, 10.0]]
+    grad = torch.tensor([[3.0, 5.0, 7.0]])
+    assert module.shift_input_grad(grad, values, offsets, NO_PERM, 2).tolist() == [[7.0, 6.0]]
+    assert module.shift_weight_grad(grad, x, offsets, NO_PERM).tolist() == [[70.0, 60.0]]
+
+
+@pytest.mark.parametrize("module", [reference, cpu])
+def test_wide_by_hand(module: ModuleType) -> None:
+    # S = [[0, 0, 1], [2, 0, 0]]: diagonal 2, entry t at (t, (t + 2) % 3); Pi x = (30, 10, 20).
+    values, offsets = torch.tensor([[1.0, 2.0]]), torch.tensor([2], dtype=torch.int32)
+    x, perm = torch.tensor([[10.0, 20.0, 30.0]]), torch.tensor([2, 0, 1], dtype=torch.int32)
+    bias = torch.tensor([1.0, -100.0])
+    got = module.shift_forward(x, values, offsets, perm, bias, 2, "relu")
+    assert got.tolist() == [[21.0, 0.0]]
+    grad = torch.tensor([[3.0, 5.0]])
+    assert module.shift_input_grad(grad, values, offsets, perm, 3).tolist() == [[0.0, 3.0, 10.0]]
+    assert module.shift_weight_grad(grad, x, offsets, perm).tolist() == [[60.0, 150.0]]
+
+
+@pytest.mark.parametrize("module", [reference, cpu])
+def test_unknown_activation_lists_the_known(module: ModuleType) -> None:
+    with pytest.raises(ValueError, match=r"none, relu, gelu, gelu_tanh, silu.*'swish'"):
+        module.shift_forward(
+            torch.ones(1, 2), torch.ones(1, 2), NO_PERM.new_zeros(1), NO_PERM, EMPTY, 2, "swish"
+        )

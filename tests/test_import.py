@@ -1,0 +1,61 @@
+"""`import padst_fx` is quick and starts nothing."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+
+import pytest
+
+import padst_fx
+
+HEAVY = ("triton", "transformers", "tensorrt", "matplotlib", "sklearn", "networkx", "rich")
+
+
+def run(script: str) -> str:
+    process = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    return process.stdout
+
+
+def test_no_heavy_import_and_no_cuda_context():
+    script = (
+        "import sys, torch\n"
+        "before = set(sys.modules)\n"
+        "import padst_fx\n"
+        "new = {name.split('.')[0] for name in set(sys.modules) - before}\n"
+        f"print(sorted(new & set({HEAVY!r})), torch.cuda.is_initialized())\n"
+    )
+    assert run(script).strip() == "[] False"
+
+
+def test_import_adds_under_50_ms():
+    script = (
+        "import time, torch\n"
+        "start = time.process_time()\n"
+        "import padst_fx\n"
+        "print(time.process_time() - start)\n"
+    )
+    assert statistics.median(float(run(script)) for _ in range(3)) < 0.05
+
+
+def test_every_public_name_is_there():
+    script = (
+        "import padst_fx\n"
+        "for name in padst_fx.__all__:\n"
+        "    assert callable(getattr(padst_fx, name)), name\n"
+    )
+    run(script)
+    assert set(padst_fx.__all__) <= set(dir(padst_fx))
+
+
+@pytest.mark.parametrize("first", ["densify", "load", "summary"])
+def test_names_do_not_depend_on_the_order_of_use(first):
+    """A submodule named like a function would replace it once it is imported."""
+    run(
+        f"import padst_fx; padst_fx.{first}\n"
+        "for name in padst_fx.__all__:\n"
+        "    assert callable(getattr(padst_fx, name)), name\n"
+    )
