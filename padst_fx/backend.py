@@ -96,7 +96,7 @@ def read_options(mode: str | None, options: Mapping[str, Any] | None) -> Setting
             raise TypeError(f"option {key} must be True or False, got {value!r}")
     structure = _read_structure(given)
     for key, value in inductor.items():
-        _check_inductor_type(key, value, config.get_type(key))
+        _check_inductor_type(key, value, config.get_type(key))  # type: ignore[attr-defined]
     return Settings(
         inner=inner,
         strict=given.get("strict", False),
@@ -173,7 +173,7 @@ def _compile_inductor(
     key = "post_grad_custom_pre_pass"
     users = settings.inductor.get(key, getattr(config, key))
     patches = {**settings.inductor, key: _after(users, manager)}
-    return compile_fx(gm, example_inputs, config_patches=patches)
+    return compile_fx(gm, example_inputs, config_patches=patches)  # type: ignore[return-value]
 
 
 def _after(users: Any, manager: PassManager) -> Any:
@@ -192,8 +192,9 @@ def _after(users: Any, manager: PassManager) -> Any:
 def _compile_aot_eager(
     gm: torch.fx.GraphModule, example_inputs: list[Any], settings: Settings, manager: PassManager
 ) -> Callable[..., Any]:
-    from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
     from torch._dynamo.backends.common import aot_autograd
+    from torch._functorch.aot_autograd import make_boxed_func
+    from torch._functorch.partitioners import min_cut_rematerialization_partition
     from torch._inductor.decomposition import select_decomp_table
 
     def run_eagerly(module: torch.fx.GraphModule, _: list[Any]) -> Callable[..., Any]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch._guards import detect_fake_mode
 from torch.fx import Graph, GraphModule, Node
 
@@ -27,14 +27,20 @@ log = logging.getLogger(__name__)
 Compiled = Callable[..., Any]
 
 # A head's logits may still go through these on the way out.
-_AFTER_A_HEAD = frozenset(
-    """view reshape flatten unflatten squeeze unsqueeze transpose permute contiguous getitem float
-    double half bfloat16 to type_as clone dropout softmax log_softmax""".split()
-)
-_READERS = frozenset(
-    """linear addmm matmul mm bmm baddbmm einsum bilinear scaled_dot_product_attention conv1d
-    conv2d conv3d""".split()
-)
+_AFTER_A_HEAD = {
+    *("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "transpose", "permute"),
+    *("contiguous", "clone", "getitem", "to", "type_as", "float", "double", "half", "bfloat16"),
+    *("dropout", "softmax", "log_softmax"),
+}
+_READERS = {
+    *("linear", "addmm", "matmul", "mm", "bmm", "baddbmm", "einsum", "bilinear"),
+    *("scaled_dot_product_attention", "conv1d", "conv2d", "conv3d"),
+}
+_SEVERAL_PROJECTIONS = {
+    "multi_head_attention_forward",
+    "_native_multi_head_attention",
+    "_transformer_encoder_layer_fwd",
+}
 
 
 def compile_one_shot(
@@ -79,27 +85,25 @@ def compile_one_shot(
 class Replacement:
     """A dense weight of the graph, what computes with it, and what takes its place.
 
-    `patterns` has one entry, or three for the packed projections of `nn.MultiheadAttention`,
-    which are sparsified apart. `transposed`: the weight is `[in, out]` and its users `addmm`.
+    `transposed`: the weight is `[in, out]` and its users are `addmm`.
     """
 
     weight: Node
     users: tuple[Node, ...]
-    patterns: tuple[Pattern, ...]
+    pattern: Pattern
     transposed: bool
-    name: str
 
 
 class SparseWeight:
     """The sparse form of one weight of the graph, made from whichever tensor a call passes."""
 
     def __init__(self, replacement: Replacement) -> None:
-        self.patterns = replacement.patterns
+        self.pattern = replacement.pattern
         self.transposed = replacement.transposed
         self.made: dict[int, tuple[weakref.ref[Tensor], int, list[Tensor]]] = {}
 
     def __call__(self, weight: Tensor) -> list[Tensor]:
-        """Values and index of every part, then the absent permutation and bias."""
+        """Values, index, and the absent permutation and bias."""
         # Dynamo runs one graph for all instances of a class, so the tensor may be another's.
         key, version = id(weight), 0 if weight.is_inference() else weight._version
         known = self.made.get(key)
@@ -111,16 +115,13 @@ class SparseWeight:
         return tensors
 
     def _sparsify(self, weight: Tensor) -> list[Tensor]:
-        tensors = []
         with torch.inference_mode(False), torch.no_grad():
-            matrix = weight.t() if self.transposed else weight
-            parts = matrix.chunk(len(self.patterns))
-            for pattern, part in zip(self.patterns, parts, strict=True):
-                units = pattern.strongest_units(pattern.unit_norms_of_dense(part))
-                index = pattern.index_from_units(units).contiguous()
-                tensors += [pattern.values_from_dense(part, index).contiguous(), index]
+            dense = weight.t() if self.transposed else weight
+            units = self.pattern.strongest_units(self.pattern.unit_norms_of_dense(dense))
+            index = self.pattern.index_from_units(units).contiguous()
+            values = self.pattern.values_from_dense(dense, index).contiguous()
             absent = torch.empty(0, dtype=torch.int32, device=weight.device)
-            return [*tensors, absent, weight.new_empty(0)]
+            return [values, index, absent, weight.new_empty(0)]
 
 
 class OneShot:
@@ -159,7 +160,7 @@ def _copy(gm: GraphModule) -> GraphModule:
     copies: dict[Node, Node] = {}
     graph.output(graph.graph_copy(gm.graph, copies))
     for node in gm.graph.find_nodes(op="placeholder"):
-        copies[node]._dynamo_source = node._dynamo_source  # type: ignore[attr-defined]
+        copies[node]._dynamo_source = node._dynamo_source
     copy = GraphModule(gm, graph)
     copy.meta = dict(gm.meta)
     for name in ("_param_name_to_source", "_source_to_user_stacks"):
@@ -184,22 +185,26 @@ def _choose(
 ) -> tuple[list[Replacement], dict[str, str]]:
     """The weights to replace, and the reason for each projection that stays dense."""
     chosen: list[Replacement] = []
-    dense: dict[str, str] = {}
+    dense = {
+        _module_name(node): "it computes several projections in one call of the graph; "
+        "padst_fx.sparsify can replace them"
+        for node in graph.nodes
+        if _function_name(node) in _SEVERAL_PROJECTIONS
+    }
     for weight, users in _weights(graph).items():
-        transposed = users[0].target is not F.linear
-        name = _module_name(users[0])
         reason = _obstacle(weight, users)
         if reason is None:
-            out_features, in_features = weight.meta["example_value"].shape[:: -1 if transposed else 1]
-            parts = 3 if _is_packed(weight, users[0]) else 1
+            transposed = users[0].target is not F.linear
+            rows, columns = weight.meta["example_value"].shape
+            shape = (columns, rows) if transposed else (rows, columns)
             try:
-                pattern = structure.bind(out_features // parts, in_features, sparsity)
+                pattern = structure.bind(*shape, sparsity)
             except StructureError as error:
                 reason = str(error)
             else:
-                chosen.append(Replacement(weight, users, (pattern,) * parts, transposed, name))
+                chosen.append(Replacement(weight, users, pattern, transposed))
         if reason is not None:
-            dense[name] = reason
+            dense[_module_name(users[0])] = reason
     return chosen, dense
 
 
@@ -276,13 +281,6 @@ def _function_name(node: Node) -> str:
     return node.target if isinstance(node.target, str) else node.target.__name__
 
 
-def _is_packed(weight: Node, user: Node) -> bool:
-    """Whether a weight is the query, key and value projections of an `nn.MultiheadAttention`."""
-    stack = list(user.meta.get("nn_module_stack", {}).values())
-    inside = bool(stack) and stack[-1][1] is nn.MultiheadAttention
-    return inside and "in_proj_weight" in str(weight.target)
-
-
 def _module_name(node: Node) -> str:
     """The path, from the compiled callable, of the module that a node comes from."""
     stack = list(node.meta.get("nn_module_stack", {}).values())
@@ -291,20 +289,22 @@ def _module_name(node: Node) -> str:
 
 def _rewrite(graph: Graph, replacement: Replacement, example_inputs: list[Any]) -> list[Tensor]:
     """Replace the users of a weight; returns the example values of the inputs this adds."""
-    weight = replacement.weight.meta["example_value"]
-    examples = _fake_tensors(replacement.patterns, weight, detect_fake_mode(example_inputs))
-    with graph.inserting_after(graph.find_nodes(op="placeholder")[-1]):
-        added = [
-            _placeholder(graph, f"{replacement.weight.name}_sparse_{position}", example)
-            for position, example in reversed(list(enumerate(examples)))
-        ][::-1]
+    weight, pattern = replacement.weight.meta["example_value"], replacement.pattern
+    examples = _empty_tensors(pattern, weight, detect_fake_mode(example_inputs))
+    added: list[Node] = []
+    for example in examples:
+        name = f"{replacement.weight.name}_sparse_{len(added)}"
+        with graph.inserting_after(graph.find_nodes(op="placeholder")[-1]):
+            added.append(_placeholder(graph, name, example))
+    values, index, perm, absent = added
     for user in replacement.users:
         x, _, bias = _linear_arguments(user)
-        *tensors, perm, absent = added
-        inputs = [x, *tensors, perm, absent if bias is None else bias]
-        traced = _trace_linear(replacement.patterns, weight.dtype, bias is not None)
+        traced = _trace_linear(pattern, weight.dtype, bias is not None)
+        inputs = (x, values, index, perm, absent if bias is None else bias)
+        parameters = traced.find_nodes(op="placeholder")
         with graph.inserting_before(user):
-            result = graph.graph_copy(traced, dict(zip(traced.find_nodes(op="placeholder"), inputs)))
+            result = graph.graph_copy(traced, dict(zip(parameters, inputs, strict=True)))
+        assert isinstance(result, Node)
         user.replace_all_uses_with(result)
         result.meta.update(user.meta)
         graph.erase_node(user)
@@ -316,42 +316,30 @@ def _placeholder(graph: Graph, name: str, example: Tensor) -> Node:
     node = graph.placeholder(name)
     node.meta["example_value"] = example
     node.meta["tensor_dict"] = {"_dynamo_static_input_type": "unguarded"}
-    node._dynamo_source = None  # type: ignore[attr-defined]
+    node._dynamo_source = None
     return node
 
 
-def _fake_tensors(patterns: Sequence[Pattern], weight: Tensor, fake_mode: Any) -> list[Tensor]:
+def _empty_tensors(pattern: Pattern, weight: Tensor, fake_mode: Any) -> list[Tensor]:
     """What `SparseWeight` returns for such a weight, without data."""
     like: dict[str, Any] = {"device": weight.device}
     with fake_mode, torch.inference_mode(False):
-        tensors = []
-        for pattern in patterns:
-            tensors.append(torch.empty(pattern.values_shape, dtype=weight.dtype, **like))
-            tensors.append(torch.empty(pattern.index_shape, dtype=pattern.index_dtype, **like))
-        absent = torch.empty(0, dtype=torch.int32, **like)
-        return [*tensors, absent, torch.empty(0, dtype=weight.dtype, **like)]
+        return [
+            torch.empty(pattern.values_shape, dtype=weight.dtype, **like),
+            torch.empty(pattern.index_shape, dtype=pattern.index_dtype, **like),
+            torch.empty(0, dtype=torch.int32, **like),
+            torch.empty(0, dtype=weight.dtype, **like),
+        ]
 
 
-def _trace_linear(patterns: Sequence[Pattern], dtype: torch.dtype, bias: bool) -> Graph:
-    """A projection by `patterns`, side by side, as a graph of ops for any leading dimensions.
-
-    Inputs: x, values and index of each pattern, permutation, bias.
-    """
+def _trace_linear(pattern: Pattern, dtype: torch.dtype, bias: bool) -> Graph:
+    """`pattern.linear` as a graph of ops, for any leading dimensions of its input."""
     from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    def compute(x: Tensor, *rest: Tensor) -> Tensor:
-        *tensors, perm, bias = rest
-        biases = bias.chunk(len(patterns)) if bias.numel() else [bias] * len(patterns)
-        parts = [
-            pattern.linear(x, values, index, perm, part)
-            for pattern, values, index, part in zip(
-                patterns, tensors[::2], tensors[1::2], biases, strict=True
-            )
-        ]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+    def compute(x: Tensor, values: Tensor, index: Tensor, perm: Tensor, bias: Tensor) -> Tensor:
+        return pattern.linear(x, values, index, perm, bias)
 
-    out_features = sum(pattern.out_features for pattern in patterns)
     with (
         torch._guards.tracing(None),
         unset_fake_temporarily(),
@@ -359,8 +347,7 @@ def _trace_linear(patterns: Sequence[Pattern], dtype: torch.dtype, bias: bool) -
         torch.no_grad(),
         torch._C._DisableAutocast(),
     ):
-        x = torch.empty(2, patterns[0].in_features, dtype=dtype)
-        tensors = _fake_tensors(patterns, x, fake_mode)
-        if bias:
-            tensors[-1] = x.new_empty(out_features)
-        return make_fx(compute, pre_dispatch=True)(x, *tensors).graph
+        x = torch.empty(2, pattern.in_features, dtype=dtype)
+        *tensors, absent = _empty_tensors(pattern, x, fake_mode)
+        added = x.new_empty(pattern.out_features) if bias else absent
+        return make_fx(compute, pre_dispatch=True)(x, *tensors, added).graph

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from padst_fx.dst.layer_state import LayerState
 
@@ -35,6 +37,17 @@ def merge_growth(state: LayerState, group: dist.ProcessGroup | None) -> None:
             continue
         merged = scores if merged is None else pattern.merge_growth(merged, scores)
     state.growth = merged
+
+
+def average_gradients(parameters: Iterable[nn.Parameter], group: dist.ProcessGroup | None) -> None:
+    """Average gradients over ranks; for parameters that the model's wrapper may not know."""
+    size = world_size(group)
+    if size == 1:
+        return
+    for parameter in parameters:
+        if parameter.grad is not None:
+            dist.all_reduce(parameter.grad, group=group)
+            parameter.grad /= size
 
 
 def share_units(units: Tensor, group: dist.ProcessGroup | None) -> Tensor:

@@ -162,6 +162,9 @@ class DST:
         if found_inf is not None and bool(found_inf):
             return
         self._optimizer_stepped = True
+        for state in self.states:
+            added = self.method.added_parameters(state.layer)
+            agreement.average_gradients(added, self.process_group)
         if self.method.needs_gradient and self._due(self.steps + 1):
             for state in self.states:
                 state.capture_gradient(getattr(optimizer, "grad_scale", None))

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from padst_fx.dst.layer_state import LayerState
 from padst_fx.dst.optimizer_state import slots
@@ -34,6 +34,10 @@ class Method(ABC):
 
     def prepare(self, name: str, layer: SparseLinear, optimizer: torch.optim.Optimizer) -> None:
         """Called once per layer before training."""
+
+    def added_parameters(self, layer: SparseLinear) -> list[nn.Parameter]:
+        """Parameters that `prepare` gave the layer."""
+        return []
 
     def begin_step(self, layer: SparseLinear, progress: float) -> None:
         """Called per layer at every step; `progress` runs from 0 to 1 at t_end."""
@@ -112,6 +116,9 @@ class DynaDiag(Method):
             layer.values.copy_(layer.pattern.scale_values(layer.values, layer.index, 1 / scale))
         if not any(alpha is p for group in optimizer.param_groups for p in group["params"]):
             optimizer.add_param_group({"params": [alpha], "weight_decay": 0.0})
+
+    def added_parameters(self, layer: SparseLinear) -> list[nn.Parameter]:
+        return [] if layer.alpha is None else [layer.alpha]
 
     def begin_step(self, layer: SparseLinear, progress: float) -> None:
         """Anneal the temperature along a cosine."""

@@ -1,0 +1,69 @@
+"""One rank of the data-parallel tests; writes what it saw to `<folder>/<rank>.pt`."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+import padst_fx
+from padst_fx import DST, NM, Block
+
+STEPS = 8
+BATCH = 8
+CASES = [
+    (structure, method)
+    for structure in ("diag", Block(4), NM(2, 4), "unstructured")
+    for method in ("set", "rigl", "mest", "dynadiag")
+    if method != "dynadiag" or structure == "diag"
+]
+
+
+def make(structure) -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16), nn.Linear(16, 4))
+    sparsity = 0.5 if isinstance(structure, NM) else 0.75
+    return padst_fx.sparsify(model.double(), structure, sparsity, permutation="random")
+
+
+def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The whole batch of a step; ranks take equal slices."""
+    generator = torch.Generator().manual_seed(step)
+    x = torch.randn(BATCH, 16, generator=generator, dtype=torch.float64)
+    return x, torch.randn(BATCH, 4, generator=generator, dtype=torch.float64)
+
+
+def train(structure, method: str, rank: int, world: int) -> list[dict[str, torch.Tensor]]:
+    """State dicts after every step."""
+    model = make(structure)
+    run = DistributedDataParallel(model) if world > 1 else model
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    dst = DST(model, optimizer, method, delta_t=2, t_end=1000)
+    states = []
+    for step in range(1, STEPS + 1):
+        x, y = batch(step)
+        mine = slice(rank * BATCH // world, (rank + 1) * BATCH // world)
+        nn.functional.mse_loss(run(x[mine]), y[mine]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        dst.step()
+        states.append({name: t.clone() for name, t in model.state_dict().items()})
+    return states
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    rank, world = dist.get_rank(), dist.get_world_size()
+    seen = {f"{structure} {method}": train(structure, method, rank, world)
+            for structure, method in CASES}  # fmt: skip
+    torch.save(seen, os.path.join(sys.argv[1], f"{rank}.pt"))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""Two gloo ranks under DDP: one topology, and for SET and MEST the one-rank result."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import ddp_worker
+import pytest
+import torch
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """What both ranks saw, per case."""
+    folder = tmp_path_factory.mktemp("ranks")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    worker = str(Path(ddp_worker.__file__))
+    subprocess.run([*command, "--nproc-per-node=2", worker, str(folder)], check=True, timeout=300)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize(("structure", "method"), ddp_worker.CASES, ids=str)
+def test_ranks_agree_after_every_step(ranks, structure, method):
+    first, second = (rank[f"{structure} {method}"] for rank in ranks)
+    assert len(first) == ddp_worker.STEPS
+    for a, b in zip(first, second, strict=True):
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[name], b[name]) for name in a)
+    assert any(not torch.equal(first[0][n], first[-1][n]) for n in first[0] if "index" in n)
+
+
+@pytest.mark.parametrize(
+    ("structure", "method"), [c for c in ddp_worker.CASES if c[1] in ("set", "mest")], ids=str
+)
+def test_two_ranks_equal_one_with_twice_the_batch(ranks, structure, method):
+    together = ranks[0][f"{structure} {method}"]
+    alone = ddp_worker.train(structure, method, rank=0, world=1)
+    for a, b in zip(together, alone, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
