@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-import padst_fx.ops
+import padst_fx.ops  # noqa: F401  (registers the ops)
 
 if TYPE_CHECKING:
     from padst_fx.checkpoint import CheckpointError, load, save
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from padst_fx.layers import SparseLinear
     from padst_fx.planning import Plan, plan
     from padst_fx.projections import Projection, find_projections
-    from padst_fx.surgery import densify, sparsify
-    from padst_fx.structures import NM, Block, Diag, Structure, StructureError, Unstructured
     from padst_fx.report import summary
+    from padst_fx.structures import NM, Block, Diag, Structure, StructureError, Unstructured
+    from padst_fx.surgery import densify, sparsify
 
 _HOMES = {
     "CheckpointError": "checkpoint",

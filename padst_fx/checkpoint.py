@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from padst_fx.layers.attention import MultiheadAttention
 from padst_fx.layers.dense import DenseForm
 from padst_fx.layers.linear import SparseLinear
-from padst_fx.surgery import swap_modules
 from padst_fx.structures import StructureError, structure_from_config
+from padst_fx.surgery import swap_modules
 
 FORMAT = "padst_fx"
 VERSION = 1
@@ -108,7 +108,7 @@ def _checksum(header: str, tensors: dict[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -204,7 +204,8 @@ def _build_layer(name: str, dense: nn.Module, config: dict[str, Any]) -> SparseL
         )
     try:
         structure = structure_from_config(config["structure"])
-        pattern = structure.pattern(*config["shape"], config["active"])
+        out_features, in_features = config["shape"]
+        pattern = structure.pattern(out_features, in_features, config["active"])
     except StructureError as error:
         raise CheckpointError(f"{name}: {error}") from error
     layer = SparseLinear.from_dense(

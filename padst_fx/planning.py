@@ -53,7 +53,7 @@ class Plan:
     @property
     def sparsity(self) -> float:
         """Sparsity over all replaced projections together."""
-        dense = sum(entry.projection.shape[0] * entry.projection.shape[1] for entry in self.replaced)
+        dense = sum(out * inputs for out, inputs in (e.projection.shape for e in self.replaced))
         active = sum(entry.pattern.nonzeros for entry in self.replaced if entry.pattern)
         return 1 - active / dense if dense else 0.0
 

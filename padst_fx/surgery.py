@@ -113,7 +113,7 @@ def densify(model: nn.Module) -> nn.Module:
     swap_modules(model, linears)
     if isinstance(model, MultiheadAttention):
         return model.to_dense()
-    joined = {name: _attention(model, name).to_dense() for name in attentions}
+    joined: dict[str, nn.Module] = {name: _attention(model, name).to_dense() for name in attentions}
     return swap_modules(model, joined)
 
 

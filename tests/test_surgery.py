@@ -146,7 +146,9 @@ def test_distribution_by_mapping_and_callable():
 
 
 @pytest.mark.parametrize("sparsity", [0.5, 0.8, 0.9, 0.95])
-@pytest.mark.parametrize("structure", ["diag", Diag(run=2), Block(4), Unstructured(), "nm"], ids=str)
+@pytest.mark.parametrize(
+    "structure", ["diag", Diag(run=2), Block(4), Unstructured(), "nm"], ids=str
+)
 def test_erk_meets_the_budget(structure, sparsity):
     torch.manual_seed(0)
     m = nn.Sequential(

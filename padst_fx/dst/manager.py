@@ -21,6 +21,9 @@ from padst_fx.layers.linear import SparseLinear
 
 log = logging.getLogger(__name__)
 
+# Drop scores [groups, active], candidates' ids and their growth scores [groups, C].
+Scores = tuple[Tensor, Tensor, Tensor]
+
 
 class DST:
     """Dynamic sparse training of a sparsified model.
@@ -180,11 +183,11 @@ class DST:
                 agreement.merge_growth(state, self.process_group)
         reached = [state for state in self.states if self._has_scores(state)]
         fraction = self.schedule(self.steps, self.t_end, self.drop_fraction)
-        scored = [(state, *self._scores(state)) for state in reached]
+        scored = [(state, self._scores(state)) for state in reached]
         if self._put_off(scored):
             return False
         self._pending = False
-        choices = [self._choose(state, *scores, fraction) for state, *scores in scored]
+        choices = [self._choose(state, scores, fraction) for state, scores in scored]
         layers = [
             self._apply(state, choice) for state, choice in zip(reached, choices, strict=True)
         ]
@@ -199,15 +202,15 @@ class DST:
             or (self.method.needs_gradient and state.gradient_norms is None)
         )
 
-    def _scores(self, state: LayerState) -> tuple[Tensor, Tensor, Tensor]:
+    def _scores(self, state: LayerState) -> Scores:
         growth, candidates = self.method.growth_scores(state, self.generator)
         return self.method.drop_scores(state), candidates, growth
 
-    def _put_off(self, scored: list[tuple[Any, ...]]) -> bool:
+    def _put_off(self, scored: list[tuple[LayerState, Scores]]) -> bool:
         """Whether scores are not finite on any rank; then the next step tries again."""
         bad = [
             state.name
-            for state, drop, _, growth in scored
+            for state, (drop, _, growth) in scored
             if not (torch.isfinite(drop).all() and torch.isfinite(growth).all())
         ]
         device = self.states[0].layer.values.device
@@ -224,9 +227,8 @@ class DST:
         )
         return True
 
-    def _choose(
-        self, state: LayerState, drop: Tensor, candidates: Tensor, growth: Tensor, fraction: float
-    ) -> Choice:
+    def _choose(self, state: LayerState, scores: Scores, fraction: float) -> Choice:
+        drop, candidates, growth = scores
         units = state.units()
         count = round(fraction * units.numel())
         return choose_units(units, drop, candidates, growth, count)

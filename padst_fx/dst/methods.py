@@ -34,6 +34,7 @@ class Method(ABC):
 
     def prepare(self, name: str, layer: SparseLinear, optimizer: torch.optim.Optimizer) -> None:
         """Called once per layer before training."""
+        return
 
     def added_parameters(self, layer: SparseLinear) -> list[nn.Parameter]:
         """Parameters that `prepare` gave the layer."""
@@ -41,11 +42,13 @@ class Method(ABC):
 
     def begin_step(self, layer: SparseLinear, progress: float) -> None:
         """Called per layer at every step; `progress` runs from 0 to 1 at t_end."""
+        return
 
     def after_update(
         self, state: LayerState, optimizer: torch.optim.Optimizer, old: Tensor, new: Tensor
     ) -> None:
         """Called per layer after its units were exchanged."""
+        return
 
 
 class SET(Method):
@@ -112,6 +115,7 @@ class DynaDiag(Method):
         alpha = layer.enable_scores()
         if fresh:
             self.begin_step(layer, 0.0)
+            assert layer.temperature is not None
             scale = soft_top_k(alpha, layer.pattern.active, layer.temperature)
             layer.values.copy_(layer.pattern.scale_values(layer.values, layer.index, 1 / scale))
         if not any(alpha is p for group in optimizer.param_groups for p in group["params"]):

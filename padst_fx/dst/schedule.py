@@ -9,7 +9,7 @@ Schedule = Callable[[int, int, float], float]
 
 
 def cosine(step: int, t_end: int, initial: float) -> float:
-    """`initial / 2 (1 + cos(pi step / t_end))` (RigL, arXiv:1911.11134, section 3); 0 from t_end."""
+    """`initial / 2 (1 + cos(pi step / t_end))`, 0 from t_end (RigL, arXiv:1911.11134)."""
     if step >= t_end:
         return 0.0
     return initial / 2 * (1 + math.cos(math.pi * step / t_end))

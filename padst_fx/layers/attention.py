@@ -23,6 +23,10 @@ class MultiheadAttention(nn.Module):
     in_proj_weight = None
     in_proj_bias = None
 
+    q_proj: nn.Module
+    k_proj: nn.Module
+    v_proj: nn.Module
+    out_proj: nn.Module
     bias_k: nn.Parameter | None
     bias_v: nn.Parameter | None
 
@@ -36,8 +40,8 @@ class MultiheadAttention(nn.Module):
         self.dropout = mha.dropout
         self.batch_first = mha.batch_first
         self.add_zero_attn = mha.add_zero_attn
-        self.register_parameter("bias_k", mha.bias_k)
-        self.register_parameter("bias_v", mha.bias_v)
+        for name in ("bias_k", "bias_v"):
+            self.register_parameter(name, mha._parameters.get(name))
 
     @classmethod
     def from_dense(cls, mha: nn.MultiheadAttention) -> MultiheadAttention:
@@ -49,10 +53,12 @@ class MultiheadAttention(nn.Module):
 
     def to_dense(self) -> nn.MultiheadAttention:
         """Back to `nn.MultiheadAttention`; every projection must be an `nn.Linear` by now."""
-        linears = {name: self.get_submodule(name) for name in PROJECTIONS}
-        for name, linear in linears.items():
+        linears: dict[str, nn.Linear] = {}
+        for name in PROJECTIONS:
+            linear = self.get_submodule(name)
             if not isinstance(linear, nn.Linear):
                 raise TypeError(f"{name} is a {type(linear).__name__}, not nn.Linear")
+            linears[name] = linear
         return join_projections(self, linears).train(self.training)
 
     def forward(
@@ -139,7 +145,7 @@ def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return mask.to(dtype)
 
 
-def _linear(weight: Tensor, bias: Tensor | None, like: nn.Parameter) -> nn.Linear:
+def _linear(weight: Tensor, bias: Tensor | None, like: Tensor) -> nn.Linear:
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     linear.weight = nn.Parameter(weight.detach().clone(), requires_grad=like.requires_grad)
     if bias is not None:

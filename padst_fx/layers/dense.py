@@ -1,11 +1,10 @@
-"""The dense modules a projection comes from: how their weight is laid out and how to rebuild them."""
+"""The dense modules a projection comes from: how their weight lies and how to rebuild them."""
 
 from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 
@@ -43,15 +42,22 @@ class DenseForm:
         assert isinstance(weight, Tensor)
         return weight.t() if self.transposed else weight
 
+    def bias(self, module: nn.Module) -> Tensor | None:
+        """The module's bias, None where it has none."""
+        bias = module.bias
+        assert bias is None or isinstance(bias, Tensor)
+        return bias
+
     def build(self, weight: Tensor, bias: Tensor | None) -> nn.Module:
         """A module of the original class with this `[out, in]` weight and bias (copied)."""
         out_features, in_features = weight.shape
         if self.transposed:
             dense = self.origin(out_features, in_features)
-            dense.weight = nn.Parameter(weight.t().contiguous())
         else:
             dense = nn.Linear(in_features, out_features, bias=bias is not None, device="meta")
-            dense.__class__ = self.origin
-            dense.weight = nn.Parameter(weight.contiguous())
-        dense.bias = None if bias is None else nn.Parameter(torch.clone(bias.detach()))
+            dense.__class__ = self.origin  # type: ignore[assignment]
+        stored = weight.t() if self.transposed else weight
+        dense.weight = nn.Parameter(stored.contiguous())
+        if bias is not None:
+            dense.bias = nn.Parameter(bias.detach().clone())
         return dense

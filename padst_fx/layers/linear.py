@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +37,7 @@ class SparseLinear(nn.Module):
     alpha: nn.Parameter | None
     index: Tensor
     perm: Tensor
+    absent: Tensor
     temperature: Tensor | None
 
     def __init__(
@@ -60,20 +60,18 @@ class SparseLinear(nn.Module):
         self.permutation = permutation
         self.role = "other"
         self.dense_form = DenseForm(nn.Linear)
-        floating: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.values = nn.Parameter(torch.empty(pattern.values_shape, **floating))
+        self.values = nn.Parameter(torch.empty(pattern.values_shape, device=device, dtype=dtype))
+        absent = torch.empty(0, device=device, dtype=dtype)
         self.register_parameter(
-            "bias", nn.Parameter(torch.empty(out_features, **floating)) if bias else None
+            "bias", nn.Parameter(absent.new_empty(out_features)) if bias else None
         )
         self.register_parameter("alpha", None)
         self.register_buffer("temperature", None)
-        integers = {"device": device}
-        self.register_buffer(
-            "index", torch.empty(pattern.index_shape, dtype=pattern.index_dtype, **integers)
-        )
+        index = torch.empty(pattern.index_shape, dtype=pattern.index_dtype, device=device)
+        self.register_buffer("index", index)
         length = permutation_length(permutation, in_features)
-        self.register_buffer("perm", torch.empty(length, dtype=torch.int32, **integers))
-        self.register_buffer("absent", torch.empty(0, **floating), persistent=False)
+        self.register_buffer("perm", torch.empty(length, dtype=torch.int32, device=device))
+        self.register_buffer("absent", absent, persistent=False)
         self._make_probe(requires_grad=False)
         self.reset_parameters()
 
@@ -119,7 +117,7 @@ class SparseLinear(nn.Module):
         if init not in ("magnitude", "random"):
             raise ValueError(f"unknown init {init!r}; valid: 'magnitude', 'random'")
         form = DenseForm.of(linear)
-        weight, bias = form.weight(linear), linear.bias
+        weight, bias = form.weight(linear), form.bias(linear)
         out_features, in_features = weight.shape
         layer = cls(
             in_features,
@@ -135,7 +133,7 @@ class SparseLinear(nn.Module):
         with torch.no_grad():
             if init == "magnitude":
                 layer.load_dense(weight)
-            if layer.bias is not None:
+            if layer.bias is not None and bias is not None:
                 layer.bias.copy_(bias)
                 layer.bias.requires_grad_(bias.requires_grad)
         layer.values.requires_grad_(weight.requires_grad)
@@ -163,8 +161,8 @@ class SparseLinear(nn.Module):
         dense = self.dense_form.build(self.dense_weight(), self.bias)
         for parameter in dense.parameters():
             parameter.requires_grad_(self.values.requires_grad)
-        if self.bias is not None:
-            dense.bias.requires_grad_(self.bias.requires_grad)
+        if (bias := self.dense_form.bias(dense)) is not None and self.bias is not None:
+            bias.requires_grad_(self.bias.requires_grad)
         return dense.train(self.training)
 
     @torch.no_grad()
@@ -177,7 +175,7 @@ class SparseLinear(nn.Module):
         """The values as the forward uses them: scaled by DynaDiag's soft top-k if it is on."""
         if self.alpha is None:
             return self.values
-        assert isinstance(self.pattern, DiagPattern)
+        assert isinstance(self.pattern, DiagPattern) and self.temperature is not None
         scale = soft_top_k(self.alpha, self.pattern.active, self.temperature)
         return self.pattern.scale_values(self.values, self.index, scale)
 
@@ -236,10 +234,11 @@ def bind(
         return parse_structure(structure).bind(out_features, in_features, sparsity)
     shape = (structure.out_features, structure.in_features)
     if shape != (out_features, in_features):
-        raise ValueError(f"a pattern of {shape} does not fit a layer of {out_features, in_features}")
+        wanted = (out_features, in_features)
+        raise ValueError(f"a pattern of shape {shape} does not fit a layer of shape {wanted}")
     return structure
 
 
-def soft_top_k(alpha: Tensor, k: int, temperature: Tensor | None) -> Tensor:
+def soft_top_k(alpha: Tensor, k: int, temperature: Tensor) -> Tensor:
     """DynaDiag's soft top-k, `min(k softmax(alpha / T), 1)` (arXiv:2506.11449, section 3)."""
     return (k * torch.softmax(alpha / temperature, dim=0)).clamp(max=1)

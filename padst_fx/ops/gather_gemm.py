@@ -72,7 +72,9 @@ def _scatter(
 
 
 def _scatter_input_grad(grad: Tensor, values: Tensor, index: Tensor, perm: Tensor) -> Tensor:
-    dx = implementation("gather_gemm", grad).scatter_gemm_input_grad(rows(grad), values, index, perm)
+    dx = implementation("gather_gemm", grad).scatter_gemm_input_grad(
+        rows(grad), values, index, perm
+    )
     return like_rows(dx, grad)
 
 

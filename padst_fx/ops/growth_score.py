@@ -21,7 +21,8 @@ def _operands(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _diag(grad: Tensor, x: Tensor, perm: Tensor, width: int, run: int) -> Tensor:
-    return implementation("growth_score", grad).diag_growth_score(*_operands(grad, x), perm, width, run)
+    kernel = implementation("growth_score", grad)
+    return kernel.diag_growth_score(*_operands(grad, x), perm, width, run)
 
 
 def _block(grad: Tensor, x: Tensor, perm: Tensor, size: int) -> Tensor:
@@ -29,7 +30,8 @@ def _block(grad: Tensor, x: Tensor, perm: Tensor, size: int) -> Tensor:
 
 
 def _nm(grad: Tensor, x: Tensor, index: Tensor, perm: Tensor, n: int, m: int) -> Tensor:
-    return implementation("growth_score", grad).nm_growth_score(*_operands(grad, x), index, perm, n, m)
+    kernel = implementation("growth_score", grad)
+    return kernel.nm_growth_score(*_operands(grad, x), index, perm, n, m)
 
 
 def _weight(grad: Tensor, x: Tensor, perm: Tensor) -> Tensor:

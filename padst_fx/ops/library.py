@@ -60,7 +60,7 @@ def register_autocast(qualified: str) -> None:
 
 
 def implementation(kernel: str, tensor: Tensor) -> ModuleType:
-    """The module that computes `kernel` for the tensor's device: Triton on CUDA, torch elsewhere."""
+    """The module that computes `kernel` on the tensor's device: Triton on CUDA, else torch."""
     return _load(kernel, "triton_launch" if tensor.is_cuda and _has_triton() else "cpu")
 
 

@@ -1,4 +1,4 @@
-"""A masked dense weight: the accuracy baseline of RigL and SET. It saves neither memory nor time."""
+"""A masked dense weight: the accuracy baseline of RigL and SET, no smaller and no faster."""
 
 from __future__ import annotations
 

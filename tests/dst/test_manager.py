@@ -385,7 +385,7 @@ def test_an_optimizer_built_before_sparsify_is_refused():
 
 def test_a_model_without_sparse_layers_is_refused():
     model = nn.Linear(4, 4)
-    with pytest.raises(ValueError, match="no SparseLinear; call padst_fx.sparsify"):
+    with pytest.raises(ValueError, match=r"no SparseLinear; call padst_fx\.sparsify"):
         DST(model, torch.optim.SGD(model.parameters(), 0.1))
 
 

@@ -75,7 +75,8 @@ def test_opcheck_of_every_op_of_a_scoring_step(pattern):
     calls = layer_calls(pattern)
     names = {func._schema.name.removeprefix("padst::") for func, _ in calls}
     if pattern.kernel in FORWARD:
-        assert {pattern.kernel, f"{pattern.kernel}_input_grad", f"{pattern.kernel}_weight_grad"} <= names
+        gradients = {f"{pattern.kernel}_input_grad", f"{pattern.kernel}_weight_grad"}
+        assert {pattern.kernel, *gradients} <= names
     assert any(name.endswith("_growth_score") for name in names)
     assert any(name.endswith("_probe") for name in names)
     for func, args in calls:
