@@ -53,8 +53,9 @@ def compile_one_shot(
     """Compile a Dynamo graph with its linear projections replaced by sparse ones.
 
     What stays dense: heads (what they compute is an output of the graph), weights that are tied
-    or not parameters, and dimensions the structure does not divide; each is logged with the
-    reason. `compile_graph` gets the rewritten graph.
+    or not parameters, dimensions the structure does not divide, and `nn.MultiheadAttention`,
+    which Dynamo keeps as one call; each is logged with the reason. `compile_graph` gets the
+    rewritten graph.
 
     Raises RuntimeError where gradients could be asked for, ValueError if nothing is left to
     sparsify or the sparsity is out of range.
@@ -115,7 +116,7 @@ class SparseWeight:
         return tensors
 
     def _sparsify(self, weight: Tensor) -> list[Tensor]:
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.no_grad():
             dense = weight.t() if self.transposed else weight
             units = self.pattern.strongest_units(self.pattern.unit_norms_of_dense(dense))
             index = self.pattern.index_from_units(units).contiguous()
@@ -323,7 +324,7 @@ def _placeholder(graph: Graph, name: str, example: Tensor) -> Node:
 def _empty_tensors(pattern: Pattern, weight: Tensor, fake_mode: Any) -> list[Tensor]:
     """What `SparseWeight` returns for such a weight, without data."""
     like: dict[str, Any] = {"device": weight.device}
-    with fake_mode, torch.inference_mode(False):
+    with fake_mode:
         return [
             torch.empty(pattern.values_shape, dtype=weight.dtype, **like),
             torch.empty(pattern.index_shape, dtype=pattern.index_dtype, **like),

@@ -166,6 +166,34 @@ def test_training_is_refused_with_the_way_out():
         compiled(small_model())(tokens(3))
 
 
+class Ends(nn.Module):
+    """Keys that leave for a cache and are read too, logits that leave reshaped, a last residual."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.key, self.value, self.logits, self.last = (nn.Linear(16, 16) for _ in range(4))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        key = self.key(x).view(-1, 2, 8)
+        x = x + (x.view(-1, 2, 8) @ key.transpose(1, 2) @ key).flatten(1) * self.value(x)
+        return key, self.logits(x).view(-1, 4, 4).softmax(-1), x + self.last(x)
+
+
+@torch.no_grad()
+def test_a_head_is_what_leaves_unread(caplog):
+    model, x = Ends().double(), tokens(3)
+    with caplog.at_level(logging.INFO, logger="padst_fx"):
+        outputs = compiled(model)(x)
+    assert "logits stays dense: a head" in caplog.text
+    assert "3 projections made sparse" in caplog.text
+    reference = copy.deepcopy(model)
+    for name in ("key", "value", "last"):
+        dense = getattr(model, name)
+        setattr(reference, name, padst_fx.SparseLinear.from_dense(dense, "diag", 0.75))
+    torch.testing.assert_close(outputs, reference(x), **EXACT)
+
+
 class Tied(nn.Module):
     """One weight in two modules, one computed in the graph, and one called twice."""
 
