@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 README = Path(__file__).parents[1] / "README.md"
+PAGES = ["README.md", *(f"docs/{page.name}" for page in README.parent.glob("docs/*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)")
 
@@ -24,7 +25,7 @@ def test_readme_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         exec(code, namespace)
 
 
-@pytest.mark.parametrize("page", ["README.md", *(f"docs/{p.name}" for p in README.parent.glob("docs/*.md"))])
+@pytest.mark.parametrize("page", PAGES)
 def test_relative_links_lead_somewhere(page: str) -> None:
     source = README.parent / page
     targets = LINK.findall(source.read_text())
