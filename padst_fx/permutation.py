@@ -26,8 +26,8 @@ def draw_permutation(
 ) -> Tensor:
     """A permutation of its kind, int32 of `permutation_length(kind, features)`."""
     if permutation_length(kind, features) == 0:
-        return torch.empty(0, dtype=torch.int32)
-    return torch.randperm(features, generator=generator, dtype=torch.int32)
+        return torch.empty(0, dtype=torch.int32, device="cpu")
+    return torch.randperm(features, generator=generator, dtype=torch.int32, device="cpu")
 
 
 def inverse(perm: Tensor) -> Tensor:
@@ -35,12 +35,6 @@ def inverse(perm: Tensor) -> Tensor:
     result = torch.empty_like(perm)
     result[perm.long()] = torch.arange(len(perm), dtype=perm.dtype, device=perm.device)
     return result
-
-
-def is_permutation(perm: Tensor) -> bool:
-    """Whether every index occurs exactly once (true for length 0)."""
-    expected = torch.arange(len(perm), device=perm.device)
-    return torch.equal(perm.long().sort().values, expected)
 
 
 def permute_columns(matrix: Tensor, perm: Tensor) -> Tensor:

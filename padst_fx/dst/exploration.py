@@ -19,7 +19,7 @@ class Exploration:
 
     def add(self, units: Tensor) -> None:
         """Mark `[groups, active]` units."""
-        group = torch.arange(units.shape[0])[:, None] * self.candidates
+        group = torch.arange(units.shape[0], device="cpu")[:, None] * self.candidates
         flat = (units.cpu() + group).view(-1).numpy()
         np.bitwise_or.at(self.bits, flat >> 3, np.uint8(1) << (flat & 7).astype(np.uint8))
 

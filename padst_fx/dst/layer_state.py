@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,10 +24,15 @@ class LayerState:
     gradient_norms: Tensor | None = None
     _handle: RemovableHandle | None = field(default=None, repr=False)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has no hook; its manager arms it again."""
+        return {**self.__dict__, "_handle": None}
+
     @classmethod
     def of(cls, name: str, layer: SparseLinear) -> LayerState:
         """Fresh state: the present units count as explored."""
         exploration = Exploration(layer.pattern)
+        layer.renew_probe()
         state = cls(name, layer, exploration)
         exploration.add(state.units())
         return state
@@ -56,10 +62,17 @@ class LayerState:
         self.gradient_norms = None
 
     def _collect(self, probe: Tensor) -> None:
-        arrived, probe.grad = probe.grad, None
-        assert arrived is not None
-        merge = self.layer.pattern.merge_growth
-        self.growth = arrived if self.growth is None else merge(self.growth, arrived)
+        assert probe.grad is not None
+        arrived, probe.grad = probe.grad.detach(), None
+        pattern = self.layer.pattern
+        if not pattern.is_one_use(arrived):
+            raise RuntimeError(
+                f"{self.name} ({pattern.structure}) was used more than once in one backward; the "
+                "growth scores of N:M cannot be added up. Use method 'set' or 'mest', or exclude it"
+            )
+        self.growth = (
+            arrived if self.growth is None else pattern.merge_growth(self.growth, arrived)
+        )
 
     def capture_gradient(self, scale: Tensor | None) -> None:
         """Remember the unit norms of the values' gradient, divided by a loss scale."""
@@ -76,7 +89,8 @@ class LayerState:
     def random_candidates(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Uniform growth scores for every candidate, and the candidates' ids."""
         pattern, device = self.layer.pattern, self.layer.values.device
-        scores = torch.rand(pattern.groups, pattern.candidates, generator=generator)
+        shape = (pattern.groups, pattern.candidates)
+        scores = torch.rand(shape, generator=generator, device="cpu")
         scores.masked_fill_(~pattern.available(), -1.0)
-        ids = torch.arange(pattern.candidates).expand_as(scores)
+        ids = torch.arange(pattern.candidates, device="cpu").expand_as(scores)
         return scores.to(device), ids.to(device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,12 @@ log = logging.getLogger(__name__)
 Scores = tuple[Tensor, Tensor, Tensor]
 
 
+# Which manager, if it still lives, has a layer.
+MANAGERS: weakref.WeakKeyDictionary[SparseLinear, weakref.ref[DST]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
 class DST:
     """Dynamic sparse training of a sparsified model.
 
@@ -33,10 +40,12 @@ class DST:
     "mest" or "dynadiag" (for `Diag` only); `schedule` ("cosine", "linear", "constant") lowers
     `drop_fraction`, the share of active units exchanged. `callback` is called with an `Update`
     after each one. `seed` is for random growth. Steps that the optimizer skips (as
-    `torch.amp.GradScaler` does on overflow) do not count.
+    `torch.amp.GradScaler` does on overflow) do not count. "dynadiag" gives its scores a parameter
+    group of their own in the optimizer, so build learning-rate schedulers afterwards.
 
     Raises `ValueError` for unknown names (listing the valid ones) and values out of range, for
-    a model without trainable sparse layers, and for an optimizer that does not hold them.
+    a model without trainable sparse layers, for an optimizer that does not hold them, and for
+    layers that another DST has (see `close`).
     """
 
     def __init__(
@@ -72,11 +81,41 @@ class DST:
         self.last_update: Update | None = None
         self._pending = False
         self._optimizer_stepped = False
-        for name, layer in layers:
-            self.method.prepare(name, layer, self.optimizer)
+        refuse_managed(layers)
+        self.method.prepare(layers, self.optimizer)
         self.states = [LayerState.of(name, layer) for name, layer in layers]
-        self.optimizer.register_step_pre_hook(self._before_optimizer_step)
+        self._attach()
+
+    def _attach(self) -> None:
+        """Listen to the optimizer, claim the layers, arm them if the next step needs it."""
+        # Weak, so that a manager nobody holds any more ends, whatever the optimizer's life.
+        this = weakref.ref(self)
+
+        def before(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+            if (manager := this()) is not None:
+                manager._before_optimizer_step()
+
+        def after(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+            if (manager := this()) is not None:
+                manager._after_optimizer_step()
+
+        self.optimizer.register_step_pre_hook(before)
+        self.optimizer.register_step_post_hook(after)
+        for state in self.states:
+            MANAGERS[state.layer] = this
         self._prepare_next_step()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy listens to the copied optimizer: hooks do not survive copying."""
+        self.__dict__.update(state)
+        self._attach()
+
+    def close(self) -> None:
+        """Stop managing: plain steps from now on, and another DST may take over."""
+        for state in self.states:
+            state.disarm()
+            MANAGERS.pop(state.layer, None)
+        self.states = []
 
     def step(self) -> bool:
         """Count a step and update if it is due; True when the topology changed.
@@ -106,7 +145,8 @@ class DST:
         return sum(s.exploration.rate * s.exploration.total for s in self.states) / total
 
     def state_dict(self) -> dict[str, Any]:
-        """All that is needed to go on as if never stopped, beside model and optimizer state."""
+        """What is needed to go on as if never stopped, beside the model's and the optimizer's
+        state and the arguments this was made with."""
         return {
             "method": self.method_name,
             "steps": self.steps,
@@ -115,6 +155,7 @@ class DST:
             "generator": self.generator.get_state(),
             "layers": {
                 state.name: {
+                    "pattern": repr(state.layer.pattern),
                     "explored": torch.from_numpy(state.exploration.bits.copy()),
                     "growth": state.growth,
                     "gradient_norms": state.gradient_norms,
@@ -124,15 +165,9 @@ class DST:
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from `state_dict()`. Raises `ValueError` for another method's or model's state."""
-        if state_dict["method"] != self.method_name:
-            raise ValueError(
-                f"the state is of method {state_dict['method']!r}, this is {self.method_name!r}"
-            )
-        names = [state.name for state in self.states]
-        if list(state_dict["layers"]) != names:
-            other = sorted(set(names) ^ set(state_dict["layers"]))
-            raise ValueError(f"the state is of other layers; they differ in {other[:5]}")
+        """Go on from `state_dict()`. Raises `ValueError`, with nothing changed, for something
+        else, another method's state, or a state of other layers or patterns."""
+        self._check_state(state_dict)
         self.steps = state_dict["steps"]
         self.put_off = state_dict["put_off"]
         self._pending = state_dict["pending"]
@@ -147,6 +182,23 @@ class DST:
                 scores = saved[field]
                 setattr(state, field, None if scores is None else scores.to(device))
 
+    def _check_state(self, state_dict: dict[str, Any]) -> None:
+        missing = sorted(self.state_dict().keys() - state_dict.keys())
+        if missing:
+            raise ValueError(f"not a state of DST: it lacks {', '.join(missing)}")
+        if state_dict["method"] != self.method_name:
+            raise ValueError(
+                f"the state is of method {state_dict['method']!r}, this is {self.method_name!r}"
+            )
+        names = [state.name for state in self.states]
+        if list(state_dict["layers"]) != names:
+            other = sorted(set(names) ^ set(state_dict["layers"]))
+            raise ValueError(f"the state is of other layers; they differ in {other[:5]}")
+        for state in self.states:
+            saved, present = state_dict["layers"][state.name]["pattern"], state.layer.pattern
+            if saved != repr(present):
+                raise ValueError(f"{state.name}: the state is of {saved}, the layer has {present}")
+
     def _due(self, step: int) -> bool:
         return self._pending or (step % self.delta_t == 0 and step < self.t_end)
 
@@ -160,17 +212,20 @@ class DST:
             else:
                 state.disarm()
 
-    def _before_optimizer_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        found_inf = getattr(optimizer, "found_inf", None)
-        if found_inf is not None and bool(found_inf):
-            return
-        self._optimizer_stepped = True
+    def _before_optimizer_step(self) -> None:
         for state in self.states:
             added = self.method.added_parameters(state.layer)
             agreement.average_gradients(added, self.process_group)
+
+    def _after_optimizer_step(self) -> None:
+        # GradScaler lets fused optimizers skip inside `step`, and unscale there.
+        found_inf = getattr(self.optimizer, "found_inf", None)
+        if found_inf is not None and bool(found_inf):
+            return
+        self._optimizer_stepped = True
         if self.method.needs_gradient and self._due(self.steps + 1):
             for state in self.states:
-                state.capture_gradient(getattr(optimizer, "grad_scale", None))
+                state.capture_gradient(getattr(self.optimizer, "grad_scale", None))
 
     def _check_slots(self) -> None:
         for state in self.states:
@@ -237,8 +292,10 @@ class DST:
         layer, old, new = state.layer, state.units(), choice.units
         if agreement.world_size(self.process_group) > 1:
             new = agreement.share_units(new, self.process_group)
-        moving = slots(self.optimizer, f"{state.name}.values", layer.values)
-        layer.pattern.rearrange([layer.values, *moving], old, new)
+        moving = [layer.values, *slots(self.optimizer, f"{state.name}.values", layer.values)]
+        if layer.values.grad is not None:
+            moving.append(layer.values.grad)
+        layer.pattern.rearrange(moving, old, new)
         layer.index.copy_(layer.pattern.index_from_units(new))
         self.method.after_update(state, self.optimizer, old, new)
         state.exploration.add(new)
@@ -274,6 +331,14 @@ def trainable_layers(model: nn.Module) -> list[tuple[str, SparseLinear]]:
     if not trained:
         raise ValueError(f"all {len(layers)} sparse layers are frozen (requires_grad is False)")
     return trained
+
+
+def refuse_managed(layers: list[tuple[str, SparseLinear]]) -> None:
+    """Raise `ValueError` if a living DST has one of the layers already."""
+    for name, layer in layers:
+        reference = MANAGERS.get(layer)
+        if reference is not None and reference() is not None:
+            raise ValueError(f"{name} has a DST already; call its close() first")
 
 
 def _check_choice(argument: str, value: str, valid: dict[str, Any]) -> None:

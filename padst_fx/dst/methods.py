@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from padst_fx.dst.layer_state import LayerState
-from padst_fx.dst.optimizer_state import slots
+from padst_fx.dst.optimizer_state import move_to_own_group, slots
 from padst_fx.layers.linear import SparseLinear, soft_top_k
 from padst_fx.structures.diag import DiagPattern
 
@@ -32,8 +32,10 @@ class Method(ABC):
     ) -> tuple[Tensor, Tensor]:
         """Scores `[groups, C]` and the candidates' ids; negative scores are no candidates."""
 
-    def prepare(self, name: str, layer: SparseLinear, optimizer: torch.optim.Optimizer) -> None:
-        """Called once per layer before training."""
+    def prepare(
+        self, layers: list[tuple[str, SparseLinear]], optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Called once before training; changes nothing if it raises."""
         return
 
     def added_parameters(self, layer: SparseLinear) -> list[nn.Parameter]:
@@ -104,22 +106,29 @@ class DynaDiag(Method):
     FIRST_TEMPERATURE = 0.2
     LAST_TEMPERATURE = 0.05
 
+    def prepare(
+        self, layers: list[tuple[str, SparseLinear]], optimizer: torch.optim.Optimizer
+    ) -> None:
+        for name, layer in layers:
+            if not isinstance(layer.pattern, DiagPattern):
+                raise ValueError(
+                    f"method 'dynadiag' needs the structure Diag, but {name} has "
+                    f"{layer.pattern.structure}; valid there: 'set', 'rigl', 'mest'"
+                )
+        for _, layer in layers:
+            if layer.alpha is None:
+                self._start(layer)
+        alphas = {f"{name}.alpha": layer.enable_scores() for name, layer in layers}
+        move_to_own_group(optimizer, alphas, weight_decay=0.0)
+
     @torch.no_grad()
-    def prepare(self, name: str, layer: SparseLinear, optimizer: torch.optim.Optimizer) -> None:
-        if not isinstance(layer.pattern, DiagPattern):
-            raise ValueError(
-                f"method 'dynadiag' needs the structure Diag, but {name} has "
-                f"{layer.pattern.structure}; valid there: 'set', 'rigl', 'mest'"
-            )
-        fresh = layer.alpha is None
+    def _start(self, layer: SparseLinear) -> None:
+        """Scores for a layer, with values such that it computes what it did."""
         alpha = layer.enable_scores()
-        if fresh:
-            self.begin_step(layer, 0.0)
-            assert layer.temperature is not None
-            scale = soft_top_k(alpha, layer.pattern.active, layer.temperature)
-            layer.values.copy_(layer.pattern.scale_values(layer.values, layer.index, 1 / scale))
-        if not any(alpha is p for group in optimizer.param_groups for p in group["params"]):
-            optimizer.add_param_group({"params": [alpha], "weight_decay": 0.0})
+        self.begin_step(layer, 0.0)
+        assert isinstance(layer.pattern, DiagPattern) and layer.temperature is not None
+        scale = soft_top_k(alpha, layer.pattern.active, layer.temperature)
+        layer.values.copy_(layer.pattern.scale_values(layer.values, layer.index, 1 / scale))
 
     def added_parameters(self, layer: SparseLinear) -> list[nn.Parameter]:
         return [] if layer.alpha is None else [layer.alpha]

@@ -19,6 +19,11 @@ def base_optimizer(optimizer: object) -> torch.optim.Optimizer:
             raise TypeError(
                 f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}"
             )
+    if isinstance(inner, torch.optim.LBFGS) or hasattr(inner, "optim"):
+        raise ValueError(
+            f"{type(inner).__name__} does not keep its state per parameter, so DST cannot move "
+            "units in it. Use an optimizer that does (SGD, Adam, AdamW, ...)"
+        )
     return inner
 
 
@@ -44,9 +49,11 @@ def slots(optimizer: torch.optim.Optimizer, name: str, parameter: nn.Parameter) 
     """
     found = []
     for key, state in optimizer.state.get(parameter, {}).items():
-        if not isinstance(state, Tensor) or state.numel() <= 1:
+        if not isinstance(state, Tensor):
             continue
         if state.shape != parameter.shape:
+            if state.numel() <= 1:
+                continue
             raise ValueError(
                 f"{type(optimizer).__name__} keeps {key!r} of shape {tuple(state.shape)} for "
                 f"{name} of shape {tuple(parameter.shape)}: units cannot be moved in it. Use an "
@@ -54,3 +61,23 @@ def slots(optimizer: torch.optim.Optimizer, name: str, parameter: nn.Parameter) 
             )
         found.append(state)
     return found
+
+
+def move_to_own_group(
+    optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter], **settings: float
+) -> None:
+    """Put named parameters into one last group of their own, taking them from where they are.
+
+    So the groups are the same whether an optimizer was built before or after the parameters
+    came to be, and a saved optimizer state fits both.
+    """
+    moving = {id(parameter) for parameter in parameters.values()}
+    for group in optimizer.param_groups:
+        kept = [i for i, parameter in enumerate(group["params"]) if id(parameter) not in moving]
+        for key in ("params", "param_names"):
+            if key in group:
+                group[key] = [group[key][i] for i in kept]
+    optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+    named = any("param_names" in group for group in optimizer.param_groups)
+    listed = list(parameters.items()) if named else list(parameters.values())
+    optimizer.add_param_group({"params": listed, **settings})

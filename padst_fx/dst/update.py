@@ -34,6 +34,8 @@ def choose_units(
     `count` may go. Equal scores are settled by position, the same on every rank.
     """
     groups, active = units.shape
+    if count == 0 or candidates.shape[1] == 0:
+        return Choice(units, 0, 0, None, None)
     inactive = (growth_scores >= 0) & ~_contains(units, candidates)
     room = inactive.sum(1, keepdim=True)
     rank = drop_scores.argsort(dim=1, stable=True).argsort(dim=1)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from padst_fx.kernels.precision import accumulation_dtype
 from padst_fx.layers.dense import DenseForm
 from padst_fx.permutation import (
     check_permutation,
@@ -25,7 +27,8 @@ class SparseLinear(nn.Module):
     Parameters: `values`, the active weights in the structure's own layout, and `bias`
     `[out_features]` or None. Buffers: `index`, where the values lie, and `perm`, int32
     `[in_features]` or of length 0 for the identity. Shapes, dtypes and addresses never change;
-    `padst_fx.DST` writes into them.
+    `padst_fx.DST` writes into them. The attribute `probe` is neither: a tensor that no forward
+    reads, whose `requires_grad` makes a step a scoring one and whose gradient is the growth score.
 
     Input `[..., in_features]`, output `[..., out_features]`, both of the parameters' dtype (or
     autocast's). Raises `StructureError` for dimensions the structure does not divide,
@@ -38,6 +41,7 @@ class SparseLinear(nn.Module):
     index: Tensor
     perm: Tensor
     absent: Tensor
+    probe: Tensor
     temperature: Tensor | None
 
     def __init__(
@@ -72,7 +76,7 @@ class SparseLinear(nn.Module):
         length = permutation_length(permutation, in_features)
         self.register_buffer("perm", torch.empty(length, dtype=torch.int32, device=device))
         self.register_buffer("absent", absent, persistent=False)
-        self._make_probe(requires_grad=False)
+        self.renew_probe()
         self.reset_parameters()
 
     @torch.no_grad()
@@ -204,16 +208,39 @@ class SparseLinear(nn.Module):
         """The sparsity really had, after rounding to whole units."""
         return self.pattern.sparsity
 
-    def _make_probe(self, requires_grad: bool) -> None:
-        """A leaf of the scores' shape on one element of storage; only its gradient is used."""
-        dtype = torch.float64 if self.values.dtype == torch.float64 else torch.float32
+    def renew_probe(self) -> None:
+        """A new probe, without hooks and not asking for scores."""
+        self.probe = self._empty_probe()
+
+    def _empty_probe(self) -> Tensor:
+        """The scores' shape on one element of storage, beside the values."""
+        dtype = accumulation_dtype(self.values.dtype)
         element = torch.zeros(1, dtype=dtype, device=self.values.device)
-        self.probe = element.expand(self.pattern.probe_shape).requires_grad_(requires_grad)
+        return element.expand(self.pattern.probe_shape)
+
+    def _follow_values(self) -> None:
+        """Put what is not in the state dict where the values are; the probe keeps its hooks."""
+        self.absent = self.values.new_empty(0).detach()
+        probe = self._empty_probe()
+        if torch._has_compatible_shallow_copy_type(self.probe, probe):
+            self.probe.data = probe
+        else:
+            self.probe = probe
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseLinear:
         super()._apply(fn, recurse)
-        self._make_probe(self.probe.requires_grad)
+        self._follow_values()
         return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        if self.absent.device != self.values.device or self.absent.dtype != self.values.dtype:
+            self._follow_values()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy starts with a probe of its own: the original's manager does not know it."""
+        super().__setstate__(state)
+        self.renew_probe()
 
     def extra_repr(self) -> str:
         return (

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from padst_fx.ops import gather_gemm, growth_score, probe, shift
+from padst_fx.ops import gather_gemm, growth_score, probe, scatter_gemm, shift
 
-__all__ = ["gather_gemm", "growth_score", "probe", "shift"]
+__all__ = ["gather_gemm", "growth_score", "probe", "scatter_gemm", "shift"]

@@ -8,11 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from padst_fx.kernels.precision import accumulation_dtype
 from padst_fx.ops.library import implementation, register, rows
-
-
-def _score_dtype(grad: Tensor) -> torch.dtype:
-    return torch.float64 if grad.dtype == torch.float64 else torch.float32
 
 
 def _operands(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,21 +37,21 @@ def _weight(grad: Tensor, x: Tensor, perm: Tensor) -> Tensor:
 
 def _fake_diag(grad: Tensor, x: Tensor, perm: Tensor, width: int, run: int) -> Tensor:
     units = torch.sym_max(grad.shape[-1], x.shape[-1]) // (width * run)
-    return grad.new_empty((units,), dtype=_score_dtype(grad))
+    return grad.new_empty((units,), dtype=accumulation_dtype(grad.dtype))
 
 
 def _fake_block(grad: Tensor, x: Tensor, perm: Tensor, size: int) -> Tensor:
     shape = (grad.shape[-1] // size, x.shape[-1] // size)
-    return grad.new_empty(shape, dtype=_score_dtype(grad))
+    return grad.new_empty(shape, dtype=accumulation_dtype(grad.dtype))
 
 
 def _fake_nm(grad: Tensor, x: Tensor, index: Tensor, perm: Tensor, n: int, m: int) -> Tensor:
     windows = -(-x.shape[-1] // m)
-    return grad.new_empty((2, index.shape[0], windows, min(n, m - n)), dtype=_score_dtype(grad))
+    return grad.new_empty((2, index.shape[0], windows, min(n, m - n)), dtype=accumulation_dtype(grad.dtype))
 
 
 def _fake_weight(grad: Tensor, x: Tensor, perm: Tensor) -> Tensor:
-    return grad.new_empty((grad.shape[-1], x.shape[-1]), dtype=_score_dtype(grad))
+    return grad.new_empty((grad.shape[-1], x.shape[-1]), dtype=accumulation_dtype(grad.dtype))
 
 
 register(

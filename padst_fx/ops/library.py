@@ -74,6 +74,19 @@ def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
+def check_operands(x: Tensor, values: Tensor) -> None:
+    """Raise `RuntimeError` unless input and weights have one dtype, as `F.linear` does."""
+    torch._check(
+        x.dtype == values.dtype,
+        lambda: f"expected x and values of one dtype, got {x.dtype} and {values.dtype}",
+    )
+
+
+def bias_grad(grad: Tensor, bias: Tensor) -> Tensor:
+    """The gradient of a bias, of length 0 where the bias is absent."""
+    return rows(grad).sum(0) if bias.numel() else torch.zeros_like(bias)
+
+
 def rows(tensor: Tensor) -> Tensor:
     """All leading dimensions flattened into one: `[..., F] -> [M, F]`."""
     return tensor.reshape(-1, tensor.shape[-1])

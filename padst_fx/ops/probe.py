@@ -25,8 +25,23 @@ def _fake_copy(y: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(y, memory_format=torch.contiguous_format)
 
 
-def _register_probe(units: str, tensors: str, integers: str) -> None:
-    """Register `<units>_probe`, whose probe gradient is `<units>_growth_score`.
+def _as_it_is(score: Tensor, *_: int) -> Tensor:
+    return score
+
+
+def _mark_slots(score: Tensor, n: int, m: int) -> Tensor:
+    """Scores and slots, the slots raised by m.
+
+    Autograd adds up the gradients of several uses of one layer, which slots do not survive; a
+    sum is then told by its slots of 2m and more.
+    """
+    return torch.stack((score[0], score[1] + m))
+
+
+def _register_probe(
+    units: str, tensors: str, integers: str, encode: Callable[..., Tensor] = _as_it_is
+) -> None:
+    """Register `<units>_probe`, whose probe gradient is `encode(<units>_growth_score)`.
 
     `tensors` and `integers` are the schema of the score's arguments after `(grad, x)`.
     """
@@ -44,7 +59,8 @@ def _register_probe(units: str, tensors: str, integers: str) -> None:
         if ctx.needs_input_grad[2 + count]:
             op: Callable[..., Tensor] = getattr(torch.ops.padst, f"{units}_growth_score")
             x, *rest = ctx.saved_tensors
-            score = op(grad, x, *rest, *ctx.integers).to(ctx.probe_dtype)
+            score = encode(op(grad, x, *rest, *ctx.integers), *ctx.integers)
+            score = score.to(ctx.probe_dtype)
         return grad, None, *([None] * count), score, *([None] * len(ctx.integers))
 
     qualified = register(
@@ -55,5 +71,5 @@ def _register_probe(units: str, tensors: str, integers: str) -> None:
 
 _register_probe("diag", "Tensor perm", "int width, int run")
 _register_probe("block", "Tensor perm", "int size")
-_register_probe("nm", "Tensor index, Tensor perm", "int n, int m")
+_register_probe("nm", "Tensor index, Tensor perm", "int n, int m", _mark_slots)
 _register_probe("weight", "Tensor perm", "")

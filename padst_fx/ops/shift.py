@@ -9,6 +9,8 @@ from torch import Tensor
 
 from padst_fx.kernels import activation as activations
 from padst_fx.ops.library import (
+    bias_grad,
+    check_operands,
     fake_rows,
     implementation,
     like_rows,
@@ -29,6 +31,7 @@ def _forward(
     activation: str,
 ) -> Tensor:
     activations.check_name(activation)
+    check_operands(x, values)
     y = implementation("shift", x).shift_forward(
         rows(x), values, offsets, perm, bias, out_features, activation
     )
@@ -57,6 +60,7 @@ def _fake_forward(
     out_features: int,
     activation: str,
 ) -> Tensor:
+    check_operands(x, values)
     return fake_rows(x, out_features)
 
 
@@ -87,7 +91,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if ctx.needs_input_grad[1]:
         dvalues = torch.ops.padst.shift_weight_grad(grad, x, offsets, perm)
     if ctx.needs_input_grad[4]:
-        dbias = rows(grad).sum(0) if bias.numel() else torch.zeros_like(bias)
+        dbias = bias_grad(grad, bias)
     return dx, dvalues, None, None, dbias, None, None
 
 

@@ -148,12 +148,14 @@ class Pattern(ABC):
 
     def available(self) -> Tensor:
         """Which candidates exist: bool `[groups, candidates]`, expanded where all do."""
-        return torch.ones(1, 1, dtype=torch.bool).expand(self.groups, self.candidates)
+        one = torch.ones(1, 1, dtype=torch.bool, device="cpu")
+        return one.expand(self.groups, self.candidates)
 
     def random_units(self, generator: torch.Generator | None = None) -> Tensor:
         """A uniform choice of `active` units in every group, `[groups, active]`."""
+        shape = (self.groups, self.candidates)
         return self.strongest_units(
-            torch.rand(self.groups, self.candidates, generator=generator, dtype=torch.float64)
+            torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu")
         )
 
     def strongest_units(self, scores: Tensor) -> Tensor:
@@ -203,6 +205,10 @@ class Pattern(ABC):
         scores = scores.reshape(self.groups, self.candidates)
         ids = torch.arange(self.candidates, device=scores.device).expand_as(scores)
         return scores, ids
+
+    def is_one_use(self, scores: Tensor) -> bool:
+        """Whether a probe's gradient can be read: not a sum over uses where sums mean nothing."""
+        return True
 
     def merge_growth(self, collected: Tensor, arrived: Tensor) -> Tensor:
         """Growth scores of two backward passes as one: norms add up."""

@@ -78,7 +78,8 @@ class NM(Structure):
 class NMPattern(Pattern):
     """`NM` on a shape: values `[O/tile, windows * n, 1, tile]`, index the slots in the windows.
 
-    Groups are (row tile, window) pairs, windows innermost; candidates are the m slots.
+    Groups are (row tile, window) pairs, windows innermost; candidates are the m slots. A probe's
+    gradient holds the best candidates' scores and their slots, raised by m.
     """
 
     structure: NM
@@ -130,7 +131,7 @@ class NMPattern(Pattern):
         return (2, self.tiles, self.windows, min(self.active, self.m - self.active))
 
     def available(self) -> Tensor:
-        column = torch.arange(self.windows * self.m).view(1, self.windows, self.m)
+        column = torch.arange(self.windows * self.m, device="cpu").view(1, self.windows, self.m)
         exists = (column < self.in_features).expand(self.tiles, -1, -1)
         return exists.reshape(self.groups, self.m)
 
@@ -173,7 +174,10 @@ class NMPattern(Pattern):
 
     def growth_candidates(self, scores: Tensor) -> tuple[Tensor, Tensor]:
         score, slot = scores.reshape(2, self.groups, -1)
-        return score, slot.long()
+        return score, slot.long() - self.m
+
+    def is_one_use(self, scores: Tensor) -> bool:
+        return bool((scores[1] < 2 * self.m).all())
 
     def merge_growth(self, collected: Tensor, arrived: Tensor) -> Tensor:
         """The best candidates of both passes; a slot found by both adds its scores."""

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from padst_fx.layers import SparseLinear
-from padst_fx.permutation import is_permutation
 from padst_fx.structures import NM, Block, Diag, StructureError, Unstructured
 
 CASES = [
@@ -77,7 +76,7 @@ def test_mask_is_in_the_structure_with_the_planned_count(case):
     layer = sparse_layer(structure, in_features, out_features, sparsity)
     mask = layer.pattern.mask(layer.index)
     assert mask.sum() == layer.pattern.nonzeros
-    assert is_permutation(layer.perm)
+    assert sorted(layer.perm.tolist()) == list(range(in_features))
     assert (layer.dense_weight() != 0).sum() == layer.pattern.nonzeros
 
 
@@ -194,3 +193,22 @@ def test_bad_permutation_lists_the_valid_ones():
 def test_bad_structure_parameters(make):
     with pytest.raises(StructureError):
         make()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_layer_made_on_meta_takes_a_state_dict(bias):
+    source = SparseLinear(24, 24, "diag", 0.5, bias=bias)
+    layer = SparseLinear(24, 24, "diag", 0.5, bias=bias, device="meta")
+    layer.load_state_dict(source.state_dict(), assign=True)
+    x = torch.randn(3, 24)
+    assert torch.equal(layer(x), source(x))
+    layer.probe.requires_grad_(True)
+    layer(x).sum().backward()
+    assert layer.probe.grad.device.type == "cpu"
+
+
+@pytest.mark.parametrize("structure", ["diag", Diag(width=4), Block(4), NM(), Unstructured()])
+def test_an_input_of_another_dtype_is_refused(structure):
+    layer = SparseLinear(24, 24, structure, 0.5)
+    with pytest.raises(RuntimeError, match="dtype"):
+        layer(torch.randn(3, 24, dtype=torch.float64))

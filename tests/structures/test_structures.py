@@ -122,9 +122,10 @@ def test_bad_configurations_are_refused(config):
 
 
 def test_nm_growth_of_two_passes_adds_the_scores_of_common_slots():
+    """Slots are raised by m = 6."""
     pattern = NM(2, 6).bind(1, 6, None)
-    first = torch.tensor([[5.0, 3.0], [1.0, 4.0]]).view(2, 1, 1, 2)
-    second = torch.tensor([[4.0, 2.5], [2.0, 4.0]]).view(2, 1, 1, 2)
+    first = torch.tensor([[5.0, 3.0], [7.0, 10.0]]).view(2, 1, 1, 2)
+    second = torch.tensor([[4.0, 2.5], [8.0, 10.0]]).view(2, 1, 1, 2)
     score, slot = pattern.growth_candidates(pattern.merge_growth(first, second))
     assert score.tolist() == [[5.5, 5.0]]
     assert slot.tolist() == [[4, 1]]
@@ -132,8 +133,8 @@ def test_nm_growth_of_two_passes_adds_the_scores_of_common_slots():
 
 def test_nm_growth_ignores_missing_candidates():
     pattern = NM(2, 4).bind(1, 7, None)
-    empty = torch.tensor([[-1.0, -1.0], [0.0, 0.0]]).view(2, 1, 1, 2)
-    found = torch.tensor([[3.0, -1.0], [0.0, 0.0]]).view(2, 1, 1, 2)
+    empty = torch.tensor([[-1.0, -1.0], [4.0, 4.0]]).view(2, 1, 1, 2)
+    found = torch.tensor([[3.0, -1.0], [4.0, 4.0]]).view(2, 1, 1, 2)
     score, slot = pattern.merge_growth(empty, found)[:, 0, 0]
     assert score.tolist() == [3.0, -1.0]
-    assert slot[0] == 0
+    assert slot[0] == 4

@@ -1,0 +1,162 @@
+"""Ops of the scatter form of gather-GEMM: input blocks, each with its own list of output rows.
+
+Maths: `kernels/gather_gemm/README.md`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from padst_fx.kernels import activation as activations
+from padst_fx.ops.library import (
+    bias_grad,
+    check_operands,
+    fake_rows,
+    implementation,
+    like_rows,
+    register,
+    register_autocast,
+    register_autograd,
+    rows,
+)
+
+
+def _forward(
+    x: Tensor,
+    values: Tensor,
+    index: Tensor,
+    perm: Tensor,
+    bias: Tensor,
+    out_features: int,
+    activation: str,
+) -> Tensor:
+    activations.check_name(activation)
+    check_operands(x, values)
+    y = implementation("gather_gemm", x).scatter_gemm_forward(
+        rows(x), values, index, perm, bias, out_features, activation
+    )
+    return like_rows(y, x)
+
+
+def _input_grad(grad: Tensor, values: Tensor, index: Tensor, perm: Tensor) -> Tensor:
+    dx = implementation("gather_gemm", grad).scatter_gemm_input_grad(
+        rows(grad), values, index, perm
+    )
+    return like_rows(dx, grad)
+
+
+def _weight_grad(grad: Tensor, x: Tensor, index: Tensor, perm: Tensor, group: int) -> Tensor:
+    return implementation("gather_gemm", grad).scatter_gemm_weight_grad(
+        rows(grad), rows(x), index, perm, group
+    )
+
+
+def _fake_forward(
+    x: Tensor,
+    values: Tensor,
+    index: Tensor,
+    perm: Tensor,
+    bias: Tensor,
+    out_features: int,
+    activation: str,
+) -> Tensor:
+    check_operands(x, values)
+    return fake_rows(x, out_features)
+
+
+def _fake_input_grad(grad: Tensor, values: Tensor, index: Tensor, perm: Tensor) -> Tensor:
+    return fake_rows(grad, values.shape[0] * values.shape[3])
+
+
+def _fake_weight_grad(
+    grad: Tensor, x: Tensor, index: Tensor, perm: Tensor, group: int
+) -> Tensor:
+    blocks, entries = index.shape
+    return grad.new_empty((blocks, entries, group, x.shape[-1] // blocks))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, values, index, perm, bias, ctx.out_features, ctx.activation = inputs
+    ctx.save_for_backward(x, values, index, perm, bias)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, values, index, perm, bias = ctx.saved_tensors
+    if ctx.activation != "none":
+        pre = torch.ops.padst.scatter_gemm(
+            x, values, index, perm, bias, ctx.out_features, "none"
+        )
+        grad = activations.backward(ctx.activation, grad, pre)
+    dx = dvalues = dbias = None
+    if ctx.needs_input_grad[0]:
+        dx = torch.ops.padst.scatter_gemm_input_grad(grad, values, index, perm)
+    if ctx.needs_input_grad[1]:
+        dvalues = torch.ops.padst.scatter_gemm_weight_grad(grad, x, index, perm, values.shape[2])
+    if ctx.needs_input_grad[4]:
+        dbias = bias_grad(grad, bias)
+    return dx, dvalues, None, None, dbias, None, None
+
+
+def _setup_input_grad(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward_input_grad(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+    grad, values, index, perm = ctx.saved_tensors
+    dgrad = dvalues = None
+    if ctx.needs_input_grad[0]:
+        dgrad = _without_bias(cotangent, values, index, perm, grad.shape[-1])
+    if ctx.needs_input_grad[1]:
+        dvalues = torch.ops.padst.scatter_gemm_weight_grad(
+            grad, cotangent, index, perm, values.shape[2]
+        )
+    return dgrad, dvalues, None, None
+
+
+def _setup_weight_grad(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, _ = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward_weight_grad(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+    grad, x, index, perm = ctx.saved_tensors
+    dgrad = dx = None
+    if ctx.needs_input_grad[0]:
+        dgrad = _without_bias(x, cotangent, index, perm, grad.shape[-1])
+    if ctx.needs_input_grad[1]:
+        dx = torch.ops.padst.scatter_gemm_input_grad(grad, cotangent, index, perm)
+    return dgrad, dx, None, None, None
+
+
+def _without_bias(
+    x: Tensor, values: Tensor, index: Tensor, perm: Tensor, out_features: int
+) -> Tensor:
+    return torch.ops.padst.scatter_gemm(
+        x, values, index, perm, x.new_empty(0), out_features, "none"
+    )
+
+
+_SCATTER_GEMM = register(
+    "scatter_gemm(Tensor x, Tensor values, Tensor index, Tensor perm, Tensor bias, "
+    "int out_features, str activation) -> Tensor",
+    _forward,
+    _fake_forward,
+)
+_INPUT_GRAD = register(
+    "scatter_gemm_input_grad(Tensor grad, Tensor values, Tensor index, Tensor perm) -> Tensor",
+    _input_grad,
+    _fake_input_grad,
+)
+_WEIGHT_GRAD = register(
+    "scatter_gemm_weight_grad(Tensor grad, Tensor x, Tensor index, Tensor perm, "
+    "int group) -> Tensor",
+    _weight_grad,
+    _fake_weight_grad,
+)
+register_autograd(_SCATTER_GEMM, _backward, _setup_context)
+register_autograd(_INPUT_GRAD, _backward_input_grad, _setup_input_grad)
+register_autograd(_WEIGHT_GRAD, _backward_weight_grad, _setup_weight_grad)
+register_autocast(_SCATTER_GEMM)
