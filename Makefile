@@ -23,8 +23,9 @@ $(STAMP): constraints.txt pyproject.toml
 demo: $(STAMP)  ## train dense, RigL, Diag and Block on digits; writes build/demo
 	$(BIN)/python -m examples.digits_vit $(OUTPUT)
 
+# Two processes of one thread each: threads of several processes would wait for one another.
 test: lint  ## lint, type check and all tests that need no GPU
-	$(BIN)/python -m pytest tests -m 'not gpu'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m 'not gpu' -n 2 --dist loadfile
 
 lint: $(STAMP) types  ## ruff and mypy
 	$(BIN)/python -m ruff check .

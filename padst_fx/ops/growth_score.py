@@ -47,7 +47,8 @@ def _fake_block(grad: Tensor, x: Tensor, perm: Tensor, size: int) -> Tensor:
 
 def _fake_nm(grad: Tensor, x: Tensor, index: Tensor, perm: Tensor, n: int, m: int) -> Tensor:
     windows = -(-x.shape[-1] // m)
-    return grad.new_empty((2, index.shape[0], windows, min(n, m - n)), dtype=accumulation_dtype(grad.dtype))
+    shape = (2, index.shape[0], windows, min(n, m - n))
+    return grad.new_empty(shape, dtype=accumulation_dtype(grad.dtype))
 
 
 def _fake_weight(grad: Tensor, x: Tensor, perm: Tensor) -> Tensor:
