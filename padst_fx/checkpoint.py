@@ -2,57 +2,48 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from padst_fx.checkpoint_file import CheckpointError, read, write
+from padst_fx.compiled import plain_name, uncompiled
 from padst_fx.layers.attention import MultiheadAttention
 from padst_fx.layers.dense import DenseForm
 from padst_fx.layers.linear import SparseLinear
 from padst_fx.structures import StructureError, structure_from_config
 from padst_fx.surgery import swap_modules
 
-FORMAT = "padst_fx"
-VERSION = 1
-
-
-class CheckpointError(ValueError):
-    """A file that cannot be loaded, or that does not fit the model; the message says why."""
+__all__ = ["CheckpointError", "load", "save"]
 
 
 def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write the model's state and the structure of its sparse layers to `path`.
 
-    The file is safetensors: parameters and buffers by their `state_dict` names, and metadata
-    with the layers' structures, names of shared tensors and a checksum. It is written beside
-    `path` and moved there when complete. Raises `ValueError` for a model without sparse layers.
+    The file is safetensors: parameters and buffers by their `state_dict` names, without those of
+    `torch.compile`'s wrapper, and metadata with the layers' structures, names of shared tensors
+    and a checksum. It is written beside `path` and moved there when complete. Raises `ValueError`
+    for a model without sparse layers, one on the meta device, and one with state that is no
+    tensor (`get_extra_state`).
     """
-    from safetensors.torch import save as serialize
-
-    layers = {
-        name: _layer_config(module)
-        for name, module in model.named_modules()
-        if isinstance(module, SparseLinear)
-    }
+    model = uncompiled(model)
+    modules = {plain_name(name): module for name, module in model.named_modules()}
+    layers = {n: _layer_config(m) for n, m in modules.items() if isinstance(m, SparseLinear)}
     if not layers:
         raise ValueError("nothing to save: the model has no SparseLinear; use torch.save")
-    tensors, shared = _without_shared(model.state_dict())
+    if name := _on_meta(model):
+        raise ValueError(f"nothing to save: {name} is on the meta device and has no values")
+    tensors, shared = _without_shared(_tensors(model))
     header = {
-        "version": VERSION,
         "layers": layers,
-        "attentions": [n for n, m in model.named_modules() if isinstance(m, MultiheadAttention)],
+        "attentions": [n for n, m in modules.items() if isinstance(m, MultiheadAttention)],
         "shared": shared,
     }
-    metadata = {FORMAT: json.dumps(header, sort_keys=True)}
-    metadata["checksum"] = _checksum(metadata[FORMAT], tensors)
-    _write_atomically(Path(path), serialize(tensors, metadata))
+    write(Path(path), header, tensors)
 
 
 def load(
@@ -61,20 +52,45 @@ def load(
     """Rebuild a model saved by `save`.
 
     `build_model` makes the model as it was before `sparsify` (or is such a model, or one
-    sparsified alike). Loading executes no code of the file's. Raises `CheckpointError` with the
-    reason for a damaged file, one of another kind or version, and one whose structure does not
-    fit the model, which is then left as it was.
+    sparsified alike). Returns that model, or the new module where the model itself is replaced
+    by a `SparseLinear` or an attention. Loading executes no code of the file's. Raises
+    `CheckpointError` with the reason for a damaged file, one of another kind or version, one
+    whose structure does not fit the model, which is then left as it was, and a model on the meta
+    device.
     """
-    header, tensors = _read(Path(path))
-    model = build_model if isinstance(build_model, nn.Module) else build_model()
+    header, tensors = read(Path(path))
+    given = build_model if isinstance(build_model, nn.Module) else build_model()
+    model = uncompiled(given)
+    if name := _on_meta(model):
+        raise CheckpointError(
+            f"{name} of the model is on the meta device; call model.to_empty(device=...) first"
+        )
     replacements = _replacements(model, header)
-    expected = _expected_state(model, replacements)
     for alias, kept in header["shared"].items():
         tensors[alias] = tensors[kept]
-    _check_state(expected, tensors)
+    _check_state(_expected_state(model, replacements), tensors)
+    if "" in replacements:
+        given = model = replacements.pop("")
     swap_modules(model, replacements)
-    model.load_state_dict(tensors)
-    return model
+    model.load_state_dict({name: tensors[plain_name(name)] for name in model.state_dict()})
+    return given
+
+
+def _on_meta(model: nn.Module) -> str | None:
+    """The name of a parameter or buffer on the meta device, if there is one."""
+    named = chain(model.named_parameters(), model.named_buffers())
+    return next((name for name, tensor in named if tensor.is_meta), None)
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    state = {plain_name(name): value for name, value in model.state_dict().items()}
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(
+                f"cannot save {name}: it is a {type(value).__name__} (from get_extra_state), "
+                "and the file holds tensors only"
+            )
+    return state
 
 
 def _layer_config(layer: SparseLinear) -> dict[str, Any]:
@@ -103,68 +119,26 @@ def _without_shared(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[s
     return tensors, shared
 
 
-def _checksum(header: str, tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256(header.encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The header and tensors of a file, after all checks that need no model."""
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, ValueError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged or not a safetensors file: {error}") from error
-    if FORMAT not in metadata:
-        raise CheckpointError(f"{path} was not written by padst_fx.save")
-    if metadata.get("checksum") != _checksum(metadata[FORMAT], tensors):
-        raise CheckpointError(f"{path} is damaged: its checksum does not match its content")
-    header = json.loads(metadata[FORMAT])
-    if header["version"] != VERSION:
-        raise CheckpointError(
-            f"{path} has format version {header['version']}; this package reads {VERSION}"
-        )
-    return header, tensors
-
-
 def _replacements(model: nn.Module, header: dict[str, Any]) -> dict[str, nn.Module]:
     """New modules for those of `model` that are not yet what the header says."""
     layers = header["layers"]
-    for name, module in model.named_modules():
+    for full_name, module in model.named_modules():
+        name = plain_name(full_name)
         if isinstance(module, SparseLinear) and name not in layers:
-            raise CheckpointError(f"{name} is sparse in the model but dense in the checkpoint")
+            raise CheckpointError(
+                f"{_called(name)} is sparse in the model but dense in the checkpoint"
+            )
     replacements: dict[str, nn.Module] = {}
     for name in header["attentions"]:
         module = _module(model, name)
         if isinstance(module, nn.MultiheadAttention):
             replacements[name] = MultiheadAttention.from_dense(module)
         elif not isinstance(module, MultiheadAttention):
-            raise CheckpointError(f"{name} is an attention in the checkpoint, not in the model")
+            called = _called(name)
+            raise CheckpointError(f"{called} is an attention in the checkpoint, not in the model")
     for name, config in layers.items():
         owner, _, child = name.rpartition(".")
-        holder = replacements.get(owner)
+        holder = replacements.get(owner) if name else None
         dense = holder.get_submodule(child) if holder is not None else _module(model, name)
         if isinstance(dense, SparseLinear):
             _check_same(name, _layer_config(dense), config)
@@ -177,9 +151,13 @@ def _replacements(model: nn.Module, header: dict[str, Any]) -> dict[str, nn.Modu
     return replacements
 
 
+def _called(name: str) -> str:
+    return name or "the model itself"
+
+
 def _module(model: nn.Module, name: str) -> nn.Module:
     try:
-        return model.get_submodule(name)
+        return uncompiled(model.get_submodule(name))
     except AttributeError:
         raise CheckpointError(f"the model has no module {name}, the checkpoint has") from None
 
@@ -188,7 +166,7 @@ def _check_same(name: str, present: dict[str, Any], wanted: dict[str, Any]) -> N
     for key in ("structure", "shape", "active", "permutation", "alpha"):
         if present[key] != wanted[key]:
             raise CheckpointError(
-                f"{name} differs in {key}: the checkpoint has {wanted[key]}, "
+                f"{_called(name)} differs in {key}: the checkpoint has {wanted[key]}, "
                 f"the model {present[key]}"
             )
 
@@ -197,17 +175,19 @@ def _build_layer(name: str, dense: nn.Module, config: dict[str, Any]) -> SparseL
     try:
         weight = DenseForm.of(dense).weight(dense)
     except TypeError as error:
-        raise CheckpointError(f"{name} is sparse in the checkpoint, but {error}") from error
+        called = _called(name)
+        raise CheckpointError(f"{called} is sparse in the checkpoint, but {error}") from error
     if list(weight.shape) != config["shape"]:
         raise CheckpointError(
-            f"{name} is {config['shape']} in the checkpoint and {list(weight.shape)} in the model"
+            f"{_called(name)} is {config['shape']} in the checkpoint and {list(weight.shape)} "
+            "in the model"
         )
     try:
         structure = structure_from_config(config["structure"])
         out_features, in_features = config["shape"]
         pattern = structure.pattern(out_features, in_features, config["active"])
     except StructureError as error:
-        raise CheckpointError(f"{name}: {error}") from error
+        raise CheckpointError(f"{_called(name)}: {error}") from error
     layer = SparseLinear.from_dense(
         dense, pattern, permutation=config["permutation"], init="random"
     )
@@ -218,15 +198,27 @@ def _build_layer(name: str, dense: nn.Module, config: dict[str, Any]) -> SparseL
 
 
 def _expected_state(model: nn.Module, replacements: dict[str, nn.Module]) -> dict[str, Tensor]:
-    """The state dict that the model will have once the replacements are in."""
+    """The state dict, by plain names, that the model will have once the replacements are in."""
+    new = dict(_everywhere(model, replacements))
     state = {
-        name: tensor
+        plain_name(name): tensor
         for name, tensor in model.state_dict().items()
-        if not any(name.startswith(f"{owner}.") for owner in replacements)
+        if not any(plain_name(name).startswith(prefix) for prefix in new)
     }
-    for owner, module in replacements.items():
-        state.update({f"{owner}.{name}": t for name, t in module.state_dict().items()})
+    for prefix, module in new.items():
+        state.update({f"{prefix}{name}": t for name, t in module.state_dict().items()})
     return state
+
+
+def _everywhere(
+    model: nn.Module, replacements: dict[str, nn.Module]
+) -> Iterator[tuple[str, nn.Module]]:
+    """Every replacement with the prefix of its tensors, under each name of the old module."""
+    by_identity = {id(_module(model, name)): new for name, new in replacements.items()}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if id(module) in by_identity:
+            plain = plain_name(name)
+            yield f"{plain}." if plain else "", by_identity[id(module)]
 
 
 def _check_state(expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:

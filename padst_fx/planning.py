@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from padst_fx import distribution as distributions
 from padst_fx import selection
 from padst_fx.distribution import Distribution
-from padst_fx.initialization import check_init, choose_init
-from padst_fx.layers.attention import split_projections
+from padst_fx.initialization import check_init, looks_fresh
+from padst_fx.layers.attention import PROJECTIONS
 from padst_fx.layers.dense import DenseForm
 from padst_fx.layers.linear import SparseLinear
 from padst_fx.permutation import check_permutation
@@ -95,34 +94,59 @@ def plan(
     """What `sparsify` with the same arguments would do; changes nothing.
 
     Heads, tied weights and everything `exclude` matches stay dense, as does what `include`
-    does not match if it is given; a head is replaced when `include` has its very name. Raises
-    `ValueError` for unknown names and values out of range, for a model without a projection to
-    replace, for one already sparsified, and for a projection asked for by its very name (in
-    `include` or as a key of `distribution`) that cannot be had.
+    does not match if it is given; a head is replaced when it is asked for by name.
+
+    A string in `include`, `exclude` or the keys of `distribution` is the name of a projection or
+    of an `nn.MultiheadAttention` (then it means the four projections), or else a glob over both;
+    a module registered more than once answers to each of its names. In a mapping a name comes
+    before a glob, and `sparsity` is for what no key picks; without it that stays dense. Names in
+    `include` and names with a sparsity in `distribution` ask for a projection by name.
+
+    Raises `ValueError` for unknown names, globs that match nothing and values out of range, for
+    a model without a projection to replace, for one already sparsified, for a projection asked
+    for by name that cannot be had or that `include` or `exclude` bars, and for
+    `distribution="erk"` with a sparsity that whole units cannot make.
     """
     wanted = parse_structure(structure)
-    if not (isinstance(wanted, NM) and wanted.n is not None and sparsity is None):
-        check_sparsity(sparsity)
-    check_permutation(permutation)
     distributions.check_distribution(distribution)
+    sparsity = _default_sparsity(wanted, sparsity, distribution)
+    check_permutation(permutation)
     check_init(init)
-    included = selection.normalise("include", include)
-    excluded = selection.normalise("exclude", exclude)
+    selectors = {
+        "include": selection.normalise("include", include),
+        "exclude": selection.normalise("exclude", exclude),
+    }
     refuse_sparsified(model)
-    choose = _Chooser(model, wanted, sparsity, distribution, included, excluded)
-    entries = [choose(projection) for projection in find_projections(model, example_inputs)]
+    among = selection.targets(model, find_projections(model, example_inputs))
+    if not among:
+        raise ValueError("nothing to sparsify: the model has no linear or attention projection")
+    included, excluded = (selection.choose(name, s, among) for name, s in selectors.items())
+    choose = _Chooser.of(wanted, sparsity, distribution, included, excluded, among)
+    entries = [choose(target.projection) for target in among]
     if distribution == "erk":
         entries = _erk(entries, wanted, check_sparsity(sparsity))
     if not any(entry.pattern for entry in entries):
         raise ValueError(_nothing(entries))
-    weights = _weights(model)
     started = [
-        replace(entry, init=choose_init(init, weights(entry.projection)))
+        replace(entry, init=_start(init, target.module, entry.projection))
         if entry.pattern
         else entry
-        for entry in entries
+        for entry, target in zip(entries, among, strict=True)
     ]
     return Plan(tuple(started), permutation)
+
+
+def _default_sparsity(
+    structure: Structure, sparsity: float | None, distribution: Distribution
+) -> float | None:
+    """The sparsity of layers that `distribution` says nothing about, None to leave them dense."""
+    if sparsity is not None:
+        return check_sparsity(sparsity)
+    if isinstance(structure, NM) and structure.n is not None and structure.m is not None:
+        return 1 - structure.n / structure.m
+    if isinstance(distribution, Mapping) or callable(distribution):
+        return None
+    return check_sparsity(sparsity)
 
 
 def refuse_sparsified(model: nn.Module) -> None:
@@ -137,26 +161,47 @@ def refuse_sparsified(model: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class _Chooser:
-    """Decides for one projection at a time."""
+    """Decides for one projection at a time. Sets of names are of projections' first names."""
 
-    model: nn.Module
     structure: Structure
     sparsity: float | None
     distribution: Distribution
-    included: tuple[selection.Selector, ...]
-    excluded: tuple[selection.Selector, ...]
+    keys: tuple[selection.Choice, ...]
+    included: frozenset[str]
+    excluded: frozenset[str]
+    asked: frozenset[str]
+
+    @classmethod
+    def of(
+        cls,
+        structure: Structure,
+        sparsity: float | None,
+        distribution: Distribution,
+        included: tuple[selection.Choice, ...],
+        excluded: tuple[selection.Choice, ...],
+        among: list[selection.Target],
+    ) -> _Chooser:
+        keys = distributions.choose_keys(distribution, among)
+        sparse = [key for key in keys if distributions.gives_sparsity(distribution, key)]
+        asked = selection.asked_for(included, excluded, sparse)
+        every = frozenset(target.projection.name for target in among)
+        allowed = selection.picked(included) if included else every
+        barred = selection.picked(excluded)
+        return cls(structure, sparsity, distribution, keys, allowed, barred, asked)
 
     def __call__(self, projection: Projection) -> PlanEntry:
-        named = self._asked_for(projection.name)
+        named = projection.name in self.asked
         if reason := self._unavailable(projection):
             if named:
                 raise ValueError(f"{projection.name} was asked for by name, but {reason}")
             return PlanEntry(projection, reason=reason)
         if reason := self._unwanted(projection, named):
             return PlanEntry(projection, reason=reason)
-        sparsity = distributions.layer_sparsity(self.distribution, projection, self.sparsity)
-        if sparsity is None and not isinstance(self.structure, NM):
-            return PlanEntry(projection, reason="its sparsity is None in the distribution")
+        sparsity = distributions.layer_sparsity(
+            self.distribution, self.keys, projection, self.sparsity
+        )
+        if sparsity is None:
+            return PlanEntry(projection, reason=self._without_sparsity(projection, named))
         try:
             pattern = self.structure.bind(*projection.shape, sparsity)
         except StructureError as error:
@@ -166,10 +211,6 @@ class _Chooser:
         except ValueError as error:
             raise ValueError(f"{projection.name}: {error}") from error
         return PlanEntry(projection, pattern)
-
-    def _asked_for(self, name: str) -> bool:
-        keys = self.distribution if isinstance(self.distribution, dict) else ()
-        return selection.names_it(self.included, name) or name in keys
 
     def _unavailable(self, projection: Projection) -> str | None:
         if projection.name == "":
@@ -181,14 +222,22 @@ class _Chooser:
         return None
 
     def _unwanted(self, projection: Projection, named: bool) -> str | None:
-        module = self.model.get_submodule(projection.owner)
-        if selection.matches(self.excluded, module, projection.name):
+        if projection.name in self.excluded:
             return "excluded"
-        if self.included and not selection.matches(self.included, module, projection.name):
+        if projection.name not in self.included:
             return "not included"
         if projection.role == "head" and not named:
-            return "a head; it stays dense unless include names it"
+            return "a head; it stays dense unless asked for by name"
         return None
+
+    def _without_sparsity(self, projection: Projection, named: bool) -> str:
+        """Why there is none; a `ValueError` where the projection was asked for all the same."""
+        if callable(self.distribution) or any(projection.name in key.names for key in self.keys):
+            return "its sparsity is None in the distribution"
+        reason = "no key of distribution matches it, and sparsity is not given"
+        if named:
+            raise ValueError(f"{projection.name} was asked for by name, but {reason}")
+        return reason
 
 
 def _erk(entries: list[PlanEntry], structure: Structure, sparsity: float) -> list[PlanEntry]:
@@ -197,9 +246,11 @@ def _erk(entries: list[PlanEntry], structure: Structure, sparsity: float) -> lis
             f"distribution='erk' needs a free count, but {structure} fixes n; use NM() or 'uniform'"
         )
     chosen = [i for i, entry in enumerate(entries) if entry.pattern]
+    if not chosen:
+        return entries
     patterns = [pattern for entry in entries if (pattern := entry.pattern)]
     shapes = [(pattern.out_features, pattern.in_features) for pattern in patterns]
-    densities = distributions.erk_densities(shapes, 1 - sparsity)
+    densities = [distributions.erk_weight(pattern) for pattern in patterns]
     budget = round((1 - sparsity) * sum(out * inputs for out, inputs in shapes))
     result = list(entries)
     for i, pattern in zip(chosen, distributions.balance(patterns, densities, budget), strict=True):
@@ -208,21 +259,27 @@ def _erk(entries: list[PlanEntry], structure: Structure, sparsity: float) -> lis
 
 
 def _nothing(entries: list[PlanEntry]) -> str:
-    if not entries:
-        return "nothing to sparsify: the model has no linear or attention projection"
     reasons = "; ".join(f"{entry.projection.name}: {entry.reason}" for entry in entries[:8])
     more = f"; and {len(entries) - 8} more" if len(entries) > 8 else ""
     return f"nothing to sparsify: every projection stays dense ({reasons}{more})"
 
 
-def _weights(model: nn.Module) -> Callable[[Projection], Tensor]:
-    """A function that gives a projection's dense `[out, in]` weight."""
+def _start(init: str, owner: nn.Module, projection: Projection) -> str:
+    """What the layer starts from, `"magnitude"` or `"random"`."""
+    if init != "auto":
+        return init
+    return "random" if looks_fresh(_weight(owner, projection)) else "magnitude"
 
-    @torch.no_grad()
-    def weight(projection: Projection) -> Tensor:
-        owner = model.get_submodule(projection.owner)
-        if isinstance(owner, nn.MultiheadAttention):
-            return split_projections(owner)[projection.name.rpartition(".")[2]].weight
+
+def _weight(owner: nn.Module, projection: Projection) -> Tensor:
+    """A projection's dense `[out, in]` weight, not copied."""
+    if not isinstance(owner, nn.MultiheadAttention):
         return DenseForm.of(owner).weight(owner)
-
+    name = projection.name.rpartition(".")[2]
+    if name == "out_proj":
+        return owner.out_proj.weight
+    if owner._qkv_same_embed_dim:
+        return owner.in_proj_weight.detach().chunk(3)[PROJECTIONS.index(name)]
+    weight = getattr(owner, f"{name}_weight")
+    assert isinstance(weight, Tensor)
     return weight

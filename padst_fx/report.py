@@ -6,14 +6,15 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from padst_fx.compiled import plain_name, uncompiled
 from padst_fx.layers.linear import SparseLinear
 from padst_fx.tables import render
 
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """One sparse layer. `parameters` counts stored weights and bias, `dense_parameters` a dense
-    layer's."""
+    """One sparse layer. `parameters` counts what it stores: weights, bias and DynaDiag's scores;
+    `dense_parameters` a dense layer's weights and bias."""
 
     name: str
     role: str
@@ -35,7 +36,7 @@ class Summary:
 
     @property
     def parameters(self) -> int:
-        """Weights and biases that the sparse layers store."""
+        """Weights, biases and DynaDiag's scores that the sparse layers store."""
         return sum(row.parameters for row in self.rows)
 
     @property
@@ -70,10 +71,12 @@ def _cells(row: SummaryRow) -> tuple[str, ...]:
 def summary(model: nn.Module) -> Summary:
     """Name, role, shape, structure, sparsity, parameters, permutation and kernel per layer.
 
-    Raises `ValueError` for a model without sparse layers.
+    A model inside `torch.compile`'s wrapper is shown as it is without. Raises `ValueError` for a
+    model without sparse layers.
     """
+    model = uncompiled(model)
     rows = tuple(
-        _row(name, module)
+        _row(plain_name(name), module)
         for name, module in model.named_modules()
         if isinstance(module, SparseLinear)
     )
@@ -90,7 +93,7 @@ def _row(name: str, layer: SparseLinear) -> SummaryRow:
         shape=(layer.out_features, layer.in_features),
         structure=str(layer.pattern.structure),
         sparsity=layer.sparsity,
-        parameters=layer.values.numel() + bias,
+        parameters=sum(parameter.numel() for parameter in layer.parameters()),
         dense_parameters=layer.out_features * layer.in_features + bias,
         permutation=layer.permutation,
         kernel=layer.pattern.kernel,

@@ -31,10 +31,11 @@ def sparsify(
 
     `structure` is a name ("diag", "block", "nm", "n:m", "unstructured") or a `Structure`;
     `sparsity` the fraction of zeros in [0, 1). `permutation` is "identity" or "random".
-    `distribution` is "uniform", "erk", `{glob: sparsity}` or a callable. `include` and
-    `exclude` are globs over module names or callables `(module, name) -> bool`. `init` is
-    "magnitude" (keep the strongest units), "random" (fresh units and values), or "auto":
-    random for weights that look freshly drawn. With `example_inputs` (a tensor, a tuple of
+    `distribution` is "uniform", "erk", `{name or glob: sparsity}` or a callable. `include` and
+    `exclude` are names or globs of modules, or callables `(module, name) -> bool`; the name of an
+    `nn.MultiheadAttention` stands for its four projections. Heads stay dense unless asked for by
+    name. `init` is "magnitude" (keep the strongest units), "random" (fresh units and values), or
+    "auto": random for weights that look freshly drawn. With `example_inputs` (a tensor, a tuple of
     arguments or a dict of keyword arguments) the exported graph says which projection plays
     which role; else names and the module tree do.
 
@@ -76,16 +77,20 @@ def apply_plan(model: nn.Module, decided: Plan) -> nn.Module:
 
 def _sparse_layer(dense: nn.Module, entry: PlanEntry, permutation: str) -> SparseLinear:
     assert entry.pattern is not None and entry.init is not None
-    layer = SparseLinear.from_dense(
-        dense, entry.pattern, permutation=permutation, init=entry.init
-    )
+    layer = SparseLinear.from_dense(dense, entry.pattern, permutation=permutation, init=entry.init)
     layer.role = entry.projection.role
     return layer
 
 
 def swap_modules(model: nn.Module, replacements: dict[str, nn.Module]) -> nn.Module:
-    """Put new modules at the given names, and wherever else the old ones are registered."""
-    by_identity = {id(model.get_submodule(name)): new for name, new in replacements.items()}
+    """Put new modules at the given names, and wherever else the old ones are registered.
+
+    Bias parameters live on in the new modules.
+    """
+    pairs = [(model.get_submodule(name), new) for name, new in replacements.items()]
+    for old, new in pairs:
+        _carry_bias(old, new)
+    by_identity = {id(old): new for old, new in pairs}
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):
             if child is not None and id(child) in by_identity:
@@ -94,30 +99,44 @@ def swap_modules(model: nn.Module, replacements: dict[str, nn.Module]) -> nn.Mod
     return model
 
 
+def _carry_bias(old: nn.Module, new: nn.Module) -> None:
+    """Keep the very `Parameter`: it may be tied, and an optimizer may hold it."""
+    if isinstance(old, (nn.MultiheadAttention, MultiheadAttention)):
+        old, new = old.get_submodule("out_proj"), new.get_submodule("out_proj")
+    if isinstance(bias := getattr(old, "bias", None), nn.Parameter):
+        new.bias = bias
+
+
 def densify(model: nn.Module) -> nn.Module:
     """Replace every sparse layer by a plain dense module of the original class, in place.
 
     The outputs stay the same. Returns the model, or the new module where the model itself is a
-    `SparseLinear`; raises `ValueError` for a model without sparse layers.
+    `SparseLinear` or an attention. Raises `ValueError` for a model without sparse layers and
+    `TypeError` for an attention with a projection of another kind, before anything is changed.
     """
-    if isinstance(model, SparseLinear):
-        return model.to_dense()
-    linears = {
-        name: module.to_dense()
-        for name, module in model.named_modules()
-        if isinstance(module, SparseLinear)
+    dense: dict[nn.Module, nn.Module] = {
+        module: module.to_dense() for module in model.modules() if isinstance(module, SparseLinear)
     }
-    attentions = [n for n, m in model.named_modules() if isinstance(m, MultiheadAttention)]
-    if not linears:
+    if not dense:
         raise ValueError("nothing to densify: the model has no SparseLinear")
-    swap_modules(model, linears)
-    if isinstance(model, MultiheadAttention):
-        return model.to_dense()
-    joined: dict[str, nn.Module] = {name: _attention(model, name).to_dense() for name in attentions}
-    return swap_modules(model, joined)
+    joined: dict[nn.Module, nn.Module] = {
+        module: _joined(name, module, dense)
+        for name, module in model.named_modules()
+        if isinstance(module, MultiheadAttention)
+    }
+    replacements = {**dense, **joined}
+    if model in replacements:
+        _carry_bias(model, replacements[model])
+        return replacements[model]
+    names = {name: module for name, module in model.named_modules() if module in replacements}
+    return swap_modules(model, {name: replacements[module] for name, module in names.items()})
 
 
-def _attention(model: nn.Module, name: str) -> MultiheadAttention:
-    module = model.get_submodule(name)
-    assert isinstance(module, MultiheadAttention)
-    return module
+def _joined(
+    name: str, attention: MultiheadAttention, dense: dict[nn.Module, nn.Module]
+) -> nn.MultiheadAttention:
+    try:
+        return attention.to_dense(dense)
+    except TypeError as error:
+        place = f"{name}." if name else ""
+        raise TypeError(f"cannot densify: {place}{error}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import subprocess
 import sys
 
@@ -131,7 +132,7 @@ def test_not_a_checkpoint(tmp_path):
 
 
 def test_another_version(tmp_path, monkeypatch):
-    monkeypatch.setattr(padst_fx.checkpoint, "VERSION", 2)
+    monkeypatch.setattr("padst_fx.checkpoint_file.VERSION", 2)
     _, path = saved(tmp_path)
     monkeypatch.undo()
     refused(path, "format version 2; this package reads 1")
@@ -222,3 +223,100 @@ def test_the_header_is_plain_json(tmp_path):
     layer = header["layers"]["encoder.layers.0.linear1"]
     assert layer["structure"] == {"name": "diag", "width": 1, "run": 1}
     assert layer["shape"] == [32, 16] and layer["role"] == "mlp_in"
+
+
+def shared_block():
+    torch.manual_seed(1)
+    block = nn.Sequential(nn.Linear(32, 32), nn.ReLU())
+    return nn.Sequential(block, block, nn.Linear(32, 4))
+
+
+def shared_attention():
+    torch.manual_seed(1)
+    layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True, dropout=0.0).eval()
+    return nn.Sequential(layer, layer, nn.Linear(16, 4))
+
+
+def shared_linear():
+    torch.manual_seed(1)
+    layer = nn.Linear(16, 16)
+    return nn.Sequential(layer, nn.ReLU(), layer, nn.Linear(16, 4))
+
+
+@pytest.mark.parametrize("make", [shared_block, shared_attention, shared_linear])
+def test_modules_registered_twice_load_and_stay_one(tmp_path, make):
+    model = padst_fx.sparsify(make(), "diag", 0.5, permutation="random")
+    padst_fx.save(model, tmp_path / "m")
+    loaded = padst_fx.load(make, tmp_path / "m")
+    features = 32 if make is shared_block else 16
+    x = torch.randn(2, 3, features)
+    assert torch.equal(loaded(x), model(x))
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    assert loaded[0] is loaded[2 if make is shared_linear else 1]
+
+
+def test_a_meta_model_is_refused(tmp_path):
+    model, path = saved(tmp_path)
+    with pytest.raises(CheckpointError, match=r"embed\.weight of the model is on the meta device"):
+        padst_fx.load(build().to("meta"), path)
+    with pytest.raises(ValueError, match=r"embed\.weight is on the meta device"):
+        padst_fx.save(model.to("meta"), tmp_path / "other")
+
+
+def test_extra_state_is_refused_at_save(tmp_path):
+    class Counter(nn.Linear):
+        def get_extra_state(self):
+            return {"steps": 3}
+
+        def set_extra_state(self, state):
+            pass
+
+    model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), Counter(16, 2))
+    padst_fx.sparsify(model, "diag", 0.5, exclude="2")
+    with pytest.raises(ValueError, match=r"cannot save 2\._extra_state: it is a dict"):
+        padst_fx.save(model, tmp_path / "m")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lone_layer_loads_in_place_of_a_dense_one(tmp_path):
+    layer = padst_fx.SparseLinear(8, 12, "diag", 0.5, permutation="random")
+    padst_fx.save(layer, tmp_path / "m")
+    x = torch.randn(3, 8)
+    for root in (nn.Linear(8, 12), padst_fx.SparseLinear(8, 12, "diag", 0.5, True, "random")):
+        loaded = padst_fx.load(root, tmp_path / "m")
+        assert isinstance(loaded, padst_fx.SparseLinear)
+        assert torch.equal(loaded(x), layer(x))
+    refused(tmp_path / "m", "the model itself is .12, 8. in the checkpoint", nn.Linear(8, 11))
+
+
+@pytest.mark.parametrize("inner", [False, True], ids=["whole", "block"])
+def test_the_compile_wrapper_leaves_no_trace(tmp_path, inner):
+    def wrapped(model):
+        if not inner:
+            return torch.compile(model, backend="eager")
+        model["encoder"] = torch.compile(model["encoder"], backend="eager")
+        return model
+
+    torch.manual_seed(0)
+    model = wrapped(padst_fx.sparsify(build(), "diag", 0.75))
+    path = tmp_path / "m"
+    padst_fx.save(model, path)
+    assert b"_orig_mod" not in path.read_bytes()
+    rows = padst_fx.summary(model).rows
+    assert rows and not any("_orig_mod" in row.name for row in rows)
+    target = wrapped(build())
+    loaded = padst_fx.load(target, path)
+    assert loaded is target
+    plain = padst_fx.load(build, path)
+    for name, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, plain.state_dict()[name.replace("_orig_mod.", "")])
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_the_file_follows_the_umask(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        _, path = saved(tmp_path)
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == mode

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import copy
+from fractions import Fraction
+from types import MappingProxyType
 
+import numpy
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 import padst_fx
 from padst_fx import NM, Block, Diag, SparseLinear, Unstructured
+from padst_fx.distribution import balance
 from padst_fx.initialization import looks_fresh
 
 
@@ -207,7 +213,22 @@ REFUSED = [
     (("diag", 0.9), {"init": "zeros"}, "unknown init 'zeros'; valid: 'auto', 'magnitude'"),
     ((Block(8), 0.9), {"include": "odd"}, r"odd: Block\(size=8\) does not divide out=25"),
     (("diag", 0.9), {"include": "lm_head"}, "lm_head was asked for by name.*tied with embed"),
-    (("diag", 0.9), {"include": "nowhere*"}, "nothing to sparsify: every projection stays dense"),
+    (("diag", 0.9), {"include": "class*"}, "nothing to sparsify: every projection stays dense"),
+    (("diag", 0.9), {"include": "nowhere*"}, "include has 'nowhere.'.*no projection.*blocks.0.0"),
+    (("diag", 0.9), {"exclude": ["odd", "bakc"]}, "exclude has 'bakc'.*and 3 more"),
+    (("diag", 0.9), {"distribution": {"mlp": 0.5}}, "distribution has 'mlp'"),
+    (("diag", 0.9), {"include": "odd", "exclude": "o*"}, "'odd' by name, but exclude has 'o.'"),
+    (
+        ("diag", 0.9),
+        {"distribution": {"odd": 0.5}, "include": "blocks.*"},
+        "distribution asks for 'odd' by name, but include leaves it out",
+    ),
+    (
+        ("diag",),
+        {"distribution": {"blocks.*": 0.5}, "include": ["odd", "blocks.*"]},
+        "odd was asked for by name, but no key of distribution",
+    ),
+    (("diag", 0.999), {"distribution": "erk"}, "out of reach: one unit per layer makes"),
     (("2:4", 0.9), {}, r"NM\(2, 4\) is 0.5 sparse, but sparsity=0.9"),
     ((NM(2, 4), 0.5), {"distribution": "erk"}, "needs a free count"),
 ]
@@ -263,3 +284,178 @@ def test_summary_counts_what_is_stored():
     assert table.model_parameters == sum(p.numel() for p in m.parameters())
     text = str(table)
     assert "blocks.0.0" in text and "shift" in text
+
+
+def names(plan):
+    return [entry.projection.name for entry in plan.replaced]
+
+
+def attention_model():
+    torch.manual_seed(0)
+    return nn.ModuleDict({"attn": nn.MultiheadAttention(16, 4), "mlp": nn.Linear(16, 16)})
+
+
+SLOTS = ["attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.out_proj"]
+
+
+def test_an_attention_is_selected_by_its_own_name():
+    m = attention_model()
+    assert names(padst_fx.plan(m, "diag", 0.5, include=["attn"])) == SLOTS
+    assert names(padst_fx.plan(m, "diag", 0.5, include="mlp", exclude="attn")) == ["mlp"]
+    partly = padst_fx.plan(m, "diag", 0.5, include="attn", exclude="attn.k_proj")
+    assert names(partly) == [SLOTS[0], *SLOTS[2:]]
+    spread = {"attn": 0.75, "attn.q_proj": 0.5, "*": 0.0}
+    plan = padst_fx.plan(m, "diag", distribution=spread)
+    got = {entry.projection.name: entry.pattern.sparsity for entry in plan.replaced}
+    assert {name: got[name] for name in SLOTS} == dict.fromkeys(SLOTS, 0.75) | {SLOTS[0]: 0.5}
+
+
+def test_every_name_of_a_shared_module_counts():
+    shared = nn.Linear(8, 8)
+    m = nn.ModuleDict({"a": shared, "b": shared, "c": nn.Linear(8, 8), "d": nn.Linear(8, 2)})
+    assert names(padst_fx.plan(m, "diag", 0.5, exclude=["b"])) == ["c"]
+    assert names(padst_fx.plan(m, "diag", 0.5, include=["b"])) == ["a"]
+    plan = padst_fx.plan(m, "diag", distribution={"b": 0.5})
+    assert names(plan) == ["a"]
+
+
+def test_names_come_before_globs():
+    m = nn.ModuleDict({"a[0]": nn.Linear(8, 8), "a0": nn.Linear(8, 8), "z": nn.Linear(8, 2)})
+    assert names(padst_fx.plan(m, "diag", 0.5, include="a[0]")) == ["a[0]"]
+    plan = padst_fx.plan(m, "diag", distribution={"*": 0.75, "a0": 0.5}, exclude="z")
+    assert {e.projection.name: e.pattern.sparsity for e in plan.replaced} == {
+        "a[0]": 0.75,
+        "a0": 0.5,
+    }
+
+
+@pytest.mark.parametrize("kind", [dict, MappingProxyType])
+def test_a_mapping_without_a_sparsity_asks_for_its_names(kind):
+    spread = kind({"classifier": 0.5, "blocks.0.*": numpy.float32(0.75), "lm_head": None})
+    plan = padst_fx.plan(model(), "diag", distribution=spread)
+    assert names(plan) == ["blocks.0.0", "blocks.0.2", "classifier"]
+    reasons = {entry.projection.name: entry.reason for entry in plan.skipped}
+    assert reasons["odd"] == "no key of distribution matches it, and sparsity is not given"
+
+
+def test_a_callable_that_picks_nothing_is_no_typo():
+    plan = padst_fx.plan(model(), "diag", 0.5, exclude=lambda module, name: False)
+    assert len(plan.replaced) == 6
+
+
+def test_tables_show_names_as_they_are():
+    odd = ["[bold]x", ":smile:", "[/x]"]
+    m = nn.ModuleDict({**{name: nn.Linear(8, 8) for name in odd}, "last": nn.Linear(8, 2)})
+    texts = [str(padst_fx.plan(m, "diag", 0.5))]
+    texts.append(str(padst_fx.summary(padst_fx.sparsify(m, "diag", 0.5))))
+    assert all(name in text for name in odd for text in texts)
+
+
+def test_the_summary_counts_scores():
+    m = padst_fx.sparsify(model(), "diag", 0.9)
+    m.blocks[0][0].enable_scores()
+    assert padst_fx.summary(m).rows[0].parameters == 5 * 24 + 48 + 48
+
+
+def test_only_auto_reads_weights_and_it_reads_each_projection_alone():
+    m = attention_model()
+    with torch.no_grad():
+        m["attn"].in_proj_weight[16:32] *= torch.linspace(0.2, 3, 16)[:, None]
+    starts = {e.projection.name: e.init for e in padst_fx.plan(m, "diag", 0.5).replaced}
+    assert starts["attn.k_proj"] == "magnitude"
+    assert starts["attn.q_proj"] == starts["attn.v_proj"] == "random"
+
+
+def densified():
+    layer = SparseLinear(128, 128, "diag", 0.9)
+    nn.init.normal_(layer.values)
+    return layer.dense_weight()
+
+
+def with_one(value):
+    weight = torch.randn(64, 64)
+    weight[3, 4] = value
+    return weight
+
+
+NOT_FRESH = {
+    "densified": densified,
+    "identity": lambda: torch.eye(64),
+    "permuted identity": lambda: torch.eye(64)[torch.randperm(64)],
+    "nan": lambda: with_one(float("nan")),
+    "infinite": lambda: with_one(float("inf")),
+    "one zero in a hundred": lambda: torch.randn(64, 64) * (torch.rand(64, 64) > 0.01),
+    "signs": lambda: torch.randn(64, 64).sign(),
+    "quantised": lambda: (torch.randn(64, 64) * 20).round() + 0.5,
+    "equal row norms": lambda: nn.functional.normalize(torch.randn(64, 64)),
+    "equal column norms": lambda: nn.functional.normalize(torch.randn(64, 64), dim=0),
+    "zeros": lambda: torch.zeros(64, 64),
+    "constant": lambda: torch.ones(64, 64),
+}
+
+
+@pytest.mark.parametrize("weight", NOT_FRESH.values(), ids=NOT_FRESH)
+def test_weights_that_are_no_plain_draw_are_kept(weight):
+    torch.manual_seed(0)
+    assert not looks_fresh(weight())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(4, 4), (3, 200), (200, 1), (64, 256), (512, 128)])
+@pytest.mark.parametrize(
+    "draw",
+    [
+        nn.init.normal_,
+        nn.init.uniform_,
+        nn.init.trunc_normal_,
+        nn.init.xavier_uniform_,
+        nn.init.xavier_normal_,
+        nn.init.kaiming_uniform_,
+        nn.init.kaiming_normal_,
+    ],
+)
+def test_fresh_draws_look_fresh(draw, shape, dtype):
+    torch.manual_seed(2)
+    assert all(looks_fresh(draw(torch.empty(shape, dtype=dtype))) for _ in range(10))
+
+
+def test_one_coincidental_zero_and_meta_are_fresh():
+    torch.manual_seed(0)
+    assert looks_fresh(with_one(0.0))
+    assert looks_fresh(torch.empty(8, 8, device="meta"))
+
+
+LAYERS = st.lists(
+    st.tuples(
+        st.sampled_from([Diag(), Diag(width=4), Diag(run=2), Block(4), NM(1, 8), Unstructured()]),
+        st.integers(1, 24).map(lambda k: 8 * k),
+        st.integers(1, 24).map(lambda k: 8 * k),
+        st.fractions(Fraction(1, 50), Fraction(1), max_denominator=50),
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(LAYERS, st.fractions(0, 1))
+def test_balance_meets_every_budget_within_reach(layers, at):
+    patterns = [structure.pattern(o, i, 1) for structure, o, i, _ in layers]
+    densities = [density for *_, density in layers]
+    grains = [p.grain for p in patterns]
+    least, most = sum(grains), sum(p.grain * p.capacity for p in patterns)
+    budget = least + int(at * (most - least))
+    balanced = balance(patterns, densities, budget)
+    assert abs(sum(p.nonzeros for p in balanced) - budget) <= max(grains)
+    lowest, highest = Fraction(0), None
+    for pattern, density, grain in zip(balanced, densities, grains, strict=True):
+        unit = density * pattern.out_features * pattern.in_features / grain
+        if pattern.active > 1:
+            lowest = max(lowest, (pattern.active - 1) / unit)
+        if pattern.active < pattern.capacity:
+            above = (pattern.active + 1) / unit
+            highest = above if highest is None else min(highest, above)
+    assert highest is None or lowest < highest  # one multiple explains every count
+    for wrong in (least - max(grains) - 1, most + max(grains) + 1):
+        with pytest.raises(ValueError, match=f"makes {least} and all of them {most}"):
+            balance(patterns, densities, wrong)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
+from padst_fx.layers.attention_weights import PROJECTIONS, join_projections, split_projections
 
 
 class MultiheadAttention(nn.Module):
@@ -22,6 +24,9 @@ class MultiheadAttention(nn.Module):
     _qkv_same_embed_dim = False
     in_proj_weight = None
     in_proj_bias = None
+    q_proj_weight = None
+    k_proj_weight = None
+    v_proj_weight = None
 
     q_proj: nn.Module
     k_proj: nn.Module
@@ -45,21 +50,30 @@ class MultiheadAttention(nn.Module):
 
     @classmethod
     def from_dense(cls, mha: nn.MultiheadAttention) -> MultiheadAttention:
-        """The same attention with its projections split into four `nn.Linear`."""
+        """The same attention with its projections split into four `nn.Linear`.
+
+        `out_proj`, `bias_k` and `bias_v` are its own, the others have copies of their weights.
+        """
         attention = cls(mha)
         for name, linear in split_projections(mha).items():
             attention.add_module(name, linear)
-        return attention.train(mha.training)
+        attention.training = mha.training
+        return attention
 
-    def to_dense(self) -> nn.MultiheadAttention:
-        """Back to `nn.MultiheadAttention`; every projection must be an `nn.Linear` by now."""
+    def to_dense(self, dense: Mapping[nn.Module, nn.Module] | None = None) -> nn.MultiheadAttention:
+        """Back to `nn.MultiheadAttention`.
+
+        `dense` has what to take for projections that are sparse. Raises `TypeError` for a
+        projection that is then no `nn.Linear`.
+        """
         linears: dict[str, nn.Linear] = {}
         for name in PROJECTIONS:
-            linear = self.get_submodule(name)
+            projection = self.get_submodule(name)
+            linear = projection if dense is None else dense.get(projection, projection)
             if not isinstance(linear, nn.Linear):
                 raise TypeError(f"{name} is a {type(linear).__name__}, not nn.Linear")
             linears[name] = linear
-        return join_projections(self, linears).train(self.training)
+        return join_projections(self, linears)
 
     def forward(
         self,
@@ -75,10 +89,12 @@ class MultiheadAttention(nn.Module):
         """Attention as `nn.MultiheadAttention.forward` defines it."""
         if is_causal and attn_mask is None:
             raise RuntimeError("Need attn_mask if specifying the is_causal hint.")
+        check_dimensions(query, key, value, key_padding_mask, attn_mask)
         batched = query.dim() == 3
         query, key, value = (self._batch_first(t, batched) for t in (query, key, value))
         if key_padding_mask is not None and not batched:
             key_padding_mask = key_padding_mask.unsqueeze(0)
+        check_sizes(query, key, value)
         q = self._heads(self.q_proj(query))
         k = self._heads(self._extend(self.k_proj(key), self.bias_k))
         v = self._heads(self._extend(self.v_proj(value), self.bias_v))
@@ -87,7 +103,8 @@ class MultiheadAttention(nn.Module):
         if need_weights:
             scores = (q * self.head_dim**-0.5) @ k.transpose(-2, -1)
             weights = torch.softmax(scores if mask is None else scores + mask, dim=-1)
-            heads = F.dropout(weights, drop) @ v
+            weights = F.dropout(weights, drop)
+            heads = weights @ v
         else:
             weights = None
             heads = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=drop)
@@ -128,80 +145,81 @@ class MultiheadAttention(nn.Module):
         batch, heads, queries, _ = q.shape
         parts = []
         if attn_mask is not None:
-            shape = (batch, heads) if attn_mask.dim() == 3 else (1, 1)
-            parts.append(additive(attn_mask, q.dtype).reshape(*shape, queries, length))
+            per_head = attn_mask.dim() == 3
+            check_attn_mask(attn_mask, (batch * heads,) * per_head + (queries, length))
+            shape = (batch, heads) if per_head else (1, 1)
+            attn_mask = additive("attn_mask", attn_mask, q.dtype)
+            parts.append(attn_mask.reshape(*shape, queries, length))
         if key_padding_mask is not None:
-            parts.append(additive(key_padding_mask, q.dtype).view(batch, 1, 1, length))
+            check_padding_mask(key_padding_mask, (batch, length))
+            padding = additive("key_padding_mask", key_padding_mask, q.dtype)
+            parts.append(padding.reshape(batch, 1, 1, length))
         if not parts:
             return None
         mask = parts[0] if len(parts) == 1 else parts[0] + parts[1]
         return F.pad(mask, (0, k.shape[2] - length))
 
 
-def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+def additive(name: str, mask: Tensor, dtype: torch.dtype) -> Tensor:
     """A bool mask (True is barred) as zeros and -inf; a floating one in `dtype`."""
     if mask.dtype == torch.bool:
         return torch.zeros_like(mask, dtype=dtype).masked_fill_(mask, -torch.inf)
+    if not mask.is_floating_point():
+        raise AssertionError(
+            f"only bool and floating types of {name} are supported, got {mask.dtype}"
+        )
     return mask.to(dtype)
 
 
-def _linear(weight: Tensor, bias: Tensor | None, like: Tensor) -> nn.Linear:
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    linear.weight = nn.Parameter(weight.detach().clone(), requires_grad=like.requires_grad)
-    if bias is not None:
-        linear.bias = nn.Parameter(bias.detach().clone(), requires_grad=like.requires_grad)
-    return linear
+def check_dimensions(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_padding_mask: Tensor | None,
+    attn_mask: Tensor | None,
+) -> None:
+    """Raise `AssertionError`, as torch does, unless all are batched or none is."""
+    dim = query.dim()
+    if dim not in (2, 3):
+        raise AssertionError(f"query must be 2-D (unbatched) or 3-D (batched), got {dim}-D")
+    for name, tensor, allowed in (
+        ("key", key, (dim,)),
+        ("value", value, (dim,)),
+        ("key_padding_mask", key_padding_mask, (dim - 1,)),
+        ("attn_mask", attn_mask, (2, 3)),
+    ):
+        if tensor is not None and tensor.dim() not in allowed:
+            valid = " or ".join(f"{d}-D" for d in allowed)
+            raise AssertionError(
+                f"for a {dim}-D query, {name} must be {valid}, got {tensor.dim()}-D"
+            )
 
 
-def split_projections(mha: nn.MultiheadAttention) -> dict[str, nn.Linear]:
-    """The four projections of an attention as dense linears with copies of its weights."""
-    if mha._qkv_same_embed_dim:
-        weights = mha.in_proj_weight.chunk(3)
-        owners = [mha.in_proj_weight] * 3
-    else:
-        owners = [mha.q_proj_weight, mha.k_proj_weight, mha.v_proj_weight]
-        weights = tuple(owners)
-    biases = (None,) * 3 if mha.in_proj_bias is None else mha.in_proj_bias.chunk(3)
-    linears = {
-        name: _linear(weight, bias, owner)
-        for name, weight, bias, owner in zip(PROJECTIONS, weights, biases, owners, strict=False)
-    }
-    out = mha.out_proj
-    linears["out_proj"] = _linear(out.weight, out.bias, out.weight)
-    return linears
+def check_sizes(query: Tensor, key: Tensor, value: Tensor) -> None:
+    """Raise unless the batch sizes are equal and keys and values equally many (`[N, L, E]`)."""
+    if key.shape[:2] != value.shape[:2]:
+        raise AssertionError(
+            f"key's batch and sequence dims {tuple(key.shape[:2])} do not match "
+            f"value's {tuple(value.shape[:2])}"
+        )
+    if query.shape[0] != key.shape[0]:
+        raise RuntimeError(
+            f"query has batch size {query.shape[0]}, but key and value {key.shape[0]}"
+        )
 
 
-@torch.no_grad()
-def join_projections(
-    attention: MultiheadAttention, linears: dict[str, nn.Linear]
-) -> nn.MultiheadAttention:
-    """`nn.MultiheadAttention` from an attention's settings and four dense projections."""
-    q, k, v, out = (linears[name] for name in PROJECTIONS)
-    mha = nn.MultiheadAttention(
-        attention.embed_dim,
-        attention.num_heads,
-        dropout=attention.dropout,
-        bias=q.bias is not None,
-        add_bias_kv=attention.bias_k is not None,
-        add_zero_attn=attention.add_zero_attn,
-        kdim=attention.kdim,
-        vdim=attention.vdim,
-        batch_first=attention.batch_first,
-        device=q.weight.device,
-        dtype=q.weight.dtype,
-    )
-    if mha._qkv_same_embed_dim:
-        mha.in_proj_weight.copy_(torch.cat((q.weight, k.weight, v.weight)))
-        mha.in_proj_weight.requires_grad_(q.weight.requires_grad)
-    else:
-        for name, linear in (("q", q), ("k", k), ("v", v)):
-            getattr(mha, f"{name}_proj_weight").copy_(linear.weight)
-            getattr(mha, f"{name}_proj_weight").requires_grad_(linear.weight.requires_grad)
-    if mha.in_proj_bias is not None:
-        mha.in_proj_bias.copy_(torch.cat((q.bias, k.bias, v.bias)))
-        mha.in_proj_bias.requires_grad_(q.bias.requires_grad)
-    mha.out_proj.weight = out.weight
-    mha.out_proj.bias = out.bias
-    if attention.bias_k is not None:
-        mha.bias_k, mha.bias_v = attention.bias_k, attention.bias_v
-    return mha
+def check_attn_mask(mask: Tensor, shape: tuple[int, ...]) -> None:
+    """Raise `RuntimeError`, as torch does, for a mask of another shape."""
+    if mask.shape != shape:
+        raise RuntimeError(
+            f"The shape of the {mask.dim()}D attn_mask is {tuple(mask.shape)}, "
+            f"but should be {shape}."
+        )
+
+
+def check_padding_mask(mask: Tensor, shape: tuple[int, int]) -> None:
+    """Raise `AssertionError`, as torch does, for a mask of another shape."""
+    if mask.shape != shape:
+        raise AssertionError(
+            f"expecting key_padding_mask shape of {shape}, but got {tuple(mask.shape)}"
+        )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from padst_fx.kernels.precision import accumulation_dtype
 from padst_fx.layers.dense import DenseForm
+from padst_fx.layers.stored_values import StoredValues
 from padst_fx.permutation import (
     check_permutation,
     draw_permutation,
@@ -199,9 +200,9 @@ class SparseLinear(nn.Module):
     def weight(self) -> Tensor:
         """What the layer stores, for code that asks a layer's `weight` for dtype or device.
 
-        It has the structure's layout; the dense matrix is `dense_weight()`.
+        It has the structure's layout; the dense matrix is `dense_weight()`, the parameter `values`.
         """
-        return self.values
+        return self.values.as_subclass(StoredValues)
 
     @property
     def sparsity(self) -> float:

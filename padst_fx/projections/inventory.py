@@ -15,6 +15,16 @@ from padst_fx.projections.projection import Projection
 
 ATTENTION_ROLES = {"q_proj": "q", "k_proj": "k", "v_proj": "v", "out_proj": "attn_out"}
 INPUT_WEIGHTS = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
+HOOKS = {
+    "_forward_pre_hooks": "forward pre-hook",
+    "_forward_hooks": "forward hook",
+    "_backward_pre_hooks": "backward pre-hook",
+    "_backward_hooks": "backward hook",
+    "_state_dict_pre_hooks": "state_dict pre-hook",
+    "_state_dict_hooks": "state_dict hook",
+    "_load_state_dict_pre_hooks": "load_state_dict pre-hook",
+    "_load_state_dict_post_hooks": "load_state_dict post-hook",
+}
 
 
 @dataclass(frozen=True)
@@ -29,13 +39,13 @@ class Candidate:
 def candidates(model: nn.Module) -> list[Candidate]:
     """Every projection of the tree with role "other", in registration order, each module once."""
     ties = _Ties(model)
-    inside_attention: set[int] = set()
+    attentions = [m for m in model.modules() if isinstance(m, nn.MultiheadAttention)]
+    inside_attention = {id(attention.out_proj) for attention in attentions}
     found: list[Candidate] = []
     for name, module in model.named_modules():
         if id(module) in inside_attention:
             continue
         if isinstance(module, nn.MultiheadAttention):
-            inside_attention.add(id(module.out_proj))
             found.extend(_attention(name, module, ties))
         elif (kind := _kind(module)) is not None:
             found.append(_linear(name, module, kind, ties))
@@ -85,9 +95,12 @@ def _attention(name: str, module: nn.MultiheadAttention, ties: _Ties) -> Iterato
     obstacle = _obstacle(name, module, nn.MultiheadAttention, weights)
     if obstacle is None and (out := _obstacle("out_proj", module.out_proj, nn.Linear, ("weight",))):
         obstacle = f"its out_proj cannot be replaced: {out}"
+    obstacle = obstacle or _split_obstacle(module, (*weights, "in_proj_bias"), ties)
     for slot, width in zip(ATTENTION_ROLES, inputs, strict=True):
+        unsupported = obstacle
         if slot == "out_proj":
             flow, tied = slot, ties.other_name(module.out_proj, "weight")
+            unsupported = obstacle or ties.other_holder(module.out_proj, module)
         else:
             flow = "in_proj" if packed else slot
             tied = ties.other_name(module, f"{flow}_weight")
@@ -98,9 +111,19 @@ def _attention(name: str, module: nn.MultiheadAttention, ties: _Ties) -> Iterato
             owner=name,
             kind="attention",
             tied_with=tied,
-            unsupported=obstacle,
+            unsupported=unsupported,
         )
         yield Candidate(projection, module, join(name, flow))
+
+
+def _split_obstacle(
+    module: nn.MultiheadAttention, tensors: tuple[str, ...], ties: _Ties
+) -> str | None:
+    """Why the attention cannot be taken apart: even one sparse projection needs all inputs split"""
+    for tensor in tensors:
+        if (other := ties.other_name(module, tensor)) is not None:
+            return f"the attention's {tensor} is tied with {other}, splitting it would untie them"
+    return None
 
 
 def join(*names: str) -> str:
@@ -124,6 +147,16 @@ def _obstacle(
     for weight in weights:
         if (reason := _weight_obstacle(module, weight)) is not None:
             return reason
+    return _hook_obstacle(module)
+
+
+def _hook_obstacle(module: nn.Module) -> str | None:
+    """The first hook of the module or of one inside, which a replacement would not have."""
+    for name, inner in module.named_modules():
+        for attribute, kind in HOOKS.items():
+            if getattr(inner, attribute, None):
+                holder = f"its {name}" if name else "it"
+                return f"{holder} has a {kind}, which would be lost"
     return None
 
 
@@ -156,6 +189,18 @@ class _Ties:
                     entry = (join(prefix, name), parameter)
                     self.by_storage.setdefault(_storage(parameter), []).append(entry)
         self.first_names = {id(module): name for name, module in model.named_modules()}
+        self.holders: dict[int, list[nn.Module]] = {}
+        for module in model.modules():
+            for child in module.children():
+                self.holders.setdefault(id(child), []).append(module)
+
+    def other_holder(self, module: nn.Module, holder: nn.Module) -> str | None:
+        """A reason against replacing a module that another than `holder` has as a child, too."""
+        for other in self.holders[id(module)]:
+            if other is not holder:
+                name = self.first_names[id(other)] or "the model itself"
+                return f"its module is also a child of {name} ({type(other).__name__})"
+        return None
 
     def other_name(self, module: nn.Module, name: str) -> str | None:
         """The first parameter, elsewhere in the model, that overlaps this one in memory."""

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import prod
+from numbers import Real
 from typing import Any, ClassVar
 
 import torch
@@ -44,7 +45,7 @@ class Structure(ABC):
 
 def check_sparsity(sparsity: float | None) -> float:
     """The sparsity as a float in [0, 1), or a `ValueError`."""
-    if isinstance(sparsity, bool) or not isinstance(sparsity, (int, float)):
+    if isinstance(sparsity, bool) or not isinstance(sparsity, Real):
         raise ValueError(f"sparsity must be a number in [0, 1), got {sparsity!r}")
     if not 0 <= sparsity < 1:
         hint = " (sparsity is the fraction of zeros, not the density)" if sparsity == 1 else ""

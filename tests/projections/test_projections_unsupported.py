@@ -171,6 +171,96 @@ def test_a_model_that_is_itself_a_projection() -> None:
     assert names == ["q_proj", "k_proj", "v_proj", "out_proj"]
 
 
+HOOKS: dict[str, Callable[[nn.Module], Any]] = {
+    "forward pre-hook": lambda m: m.register_forward_pre_hook(lambda *_: None),
+    "forward hook": lambda m: m.register_forward_hook(lambda *_: None),
+    "backward pre-hook": lambda m: m.register_full_backward_pre_hook(lambda *_: None),
+    "backward hook": lambda m: m.register_full_backward_hook(lambda *_: None),
+    "state_dict pre-hook": lambda m: m.register_state_dict_pre_hook(lambda *_: None),
+    "state_dict hook": lambda m: m.register_state_dict_post_hook(lambda *_: None),
+    "load_state_dict pre-hook": lambda m: m.register_load_state_dict_pre_hook(lambda *_: None),
+    "load_state_dict post-hook": lambda m: m.register_load_state_dict_post_hook(lambda *_: None),
+}
+
+
+@pytest.mark.parametrize("kind", HOOKS)
+def test_a_module_with_a_hook(kind: str) -> None:
+    from transformers.pytorch_utils import Conv1D
+
+    model = nn.ModuleDict({"linear": nn.Linear(4, 4), "conv": Conv1D(4, 4)})
+    model["attention"] = nn.MultiheadAttention(4, 2)
+    for module in list(model.values()):
+        handle = HOOKS[kind](module)
+        unsupported = [p.name for p in find_projections(model) if p.unsupported is not None]
+        assert len(unsupported) == (4 if module is model["attention"] else 1)
+        reasons = {p.unsupported for p in find_projections(model)} - {None}
+        assert reasons == {f"it has a {kind}, which would be lost"}
+        handle.remove()
+        assert all(p.unsupported is None for p in find_projections(model))
+
+
+@pytest.mark.parametrize("kind", HOOKS)
+def test_an_attention_whose_output_layer_has_a_hook(kind: str) -> None:
+    model = nn.ModuleDict({"attention": nn.MultiheadAttention(4, 2)})
+    HOOKS[kind](model["attention"].out_proj)
+    reasons = [p.unsupported for p in find_projections(model)]
+    assert reasons == [f"its out_proj has a {kind}, which would be lost"] * 4
+
+
+@pytest.mark.parametrize("tied", ["in_proj_weight", "in_proj_bias"])
+def test_an_attention_with_tied_inputs_is_unsupported_as_a_whole(tied: str) -> None:
+    one, two = nn.MultiheadAttention(4, 2), nn.MultiheadAttention(4, 2)
+    setattr(two, tied, getattr(one, tied))
+    model = nn.ModuleDict({"one": one, "two": two})
+    reasons = [p.unsupported for p in find_projections(model)]
+    end = "splitting it would untie them"
+    assert (
+        reasons
+        == [f"the attention's {tied} is tied with two.{tied}, {end}"] * 4
+        + [f"the attention's {tied} is tied with one.{tied}, {end}"] * 4
+    )
+    weight_ties = [p.tied_with for p in find_projections(model)][:4]
+    expected = ["two.in_proj_weight"] * 3 if tied == "in_proj_weight" else [None] * 3
+    assert weight_ties == [*expected, None]
+
+
+def test_an_attention_with_keys_tied_to_its_values() -> None:
+    attention = nn.MultiheadAttention(4, 2, kdim=6, vdim=6)
+    attention.v_proj_weight = attention.k_proj_weight
+    projections = find_projections(nn.ModuleDict({"attention": attention}))
+    assert len({p.unsupported for p in projections}) == 1
+    assert projections[0].unsupported is not None
+    assert projections[0].unsupported.startswith("the attention's k_proj_weight is tied with")
+
+
+def test_a_tied_output_weight_leaves_the_inputs_available() -> None:
+    model = nn.ModuleDict({"layer": nn.Linear(4, 4), "attention": nn.MultiheadAttention(4, 2)})
+    model["layer"].weight = model["attention"].out_proj.weight
+    tied = {p.name: p.tied_with for p in find_projections(model)}
+    assert tied == {
+        "layer": "attention.out_proj.weight",
+        "attention.q_proj": None,
+        "attention.k_proj": None,
+        "attention.v_proj": None,
+        "attention.out_proj": "layer.weight",
+    }
+    assert all(p.unsupported is None for p in find_projections(model))
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_an_output_layer_that_another_module_holds(first: bool) -> None:
+    attention = nn.MultiheadAttention(4, 2)
+    items = {"attention": attention, "layer": attention.out_proj}
+    model = nn.ModuleDict(dict(reversed(items.items())) if first else items)
+    reasons = {p.name: p.unsupported for p in find_projections(model)}
+    assert reasons == {
+        "attention.q_proj": None,
+        "attention.k_proj": None,
+        "attention.v_proj": None,
+        "attention.out_proj": "its module is also a child of the model itself (ModuleDict)",
+    }
+
+
 def test_attention_with_its_own_forward_or_another_output_layer() -> None:
     class Own(nn.MultiheadAttention):
         def forward(self, *args: Any, **kwargs: Any) -> Any:
