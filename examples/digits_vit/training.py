@@ -19,7 +19,7 @@ from examples.digits_vit.model import redraw
 class Recipe:
     """How long and how to train. Masks change every `delta_t` steps up to three quarters."""
 
-    steps: int = 320
+    steps: int = 400
     batch: int = 64
     learning_rate: float = 3e-3
     weight_decay: float = 0.05
