@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
+from padst_fx.layers.dense import hugging_face_conv1d
 from padst_fx.projections.projection import Projection
 
 ATTENTION_ROLES = {"q_proj": "q", "k_proj": "k", "v_proj": "v", "out_proj": "attn_out"}
@@ -63,8 +63,8 @@ def _kind(module: nn.Module) -> str | None:
     """ "linear", "conv1d" or None. A module that was never imported cannot be in the tree."""
     if isinstance(module, nn.Linear):
         return "linear"
-    pytorch_utils = sys.modules.get("transformers.pytorch_utils")
-    if pytorch_utils is not None and isinstance(module, pytorch_utils.Conv1D):
+    conv1d = hugging_face_conv1d()
+    if conv1d is not None and isinstance(module, conv1d):
         return "conv1d"
     return None
 
@@ -72,10 +72,11 @@ def _kind(module: nn.Module) -> str | None:
 def _linear(name: str, module: nn.Module, kind: str, ties: _Ties) -> Candidate:
     if kind == "linear":
         shape = (int(module.out_features), int(module.in_features))  # type: ignore[arg-type]
-        stock = nn.Linear
+        stock: type[nn.Module] | None = nn.Linear
     else:
         shape = (int(module.nf), int(module.nx))  # type: ignore[arg-type]
-        stock = sys.modules["transformers.pytorch_utils"].Conv1D
+        stock = hugging_face_conv1d()
+    assert stock is not None
     projection = Projection(
         name=name,
         role="other",
