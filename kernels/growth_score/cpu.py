@@ -1,6 +1,7 @@
 """Growth scores in plain torch: the dense gradient exists only as a chunk of rows.
 
-A chunk holds ``WORKSPACE`` elements, or one row of units where that is more.
+A chunk holds a sixth of it or ``WORKSPACE`` elements, or one row of units where that is more:
+GEMMs of fewer rows would spend their time on packing ``x``.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch import Tensor
 from padst_fx.kernels.permutation import permuted
 from padst_fx.kernels.precision import accumulation_dtype
 
-WORKSPACE = 1 << 17
+WORKSPACE = 1 << 20
 
 
 def _square_chunks(
@@ -22,7 +23,8 @@ def _square_chunks(
     """Squares of the gradient in chunks of a multiple of ``rows``: (first row, [chunk, I])."""
     wide = accumulation_dtype(grad.dtype)
     read = permuted(x, perm).to(wide)
-    step = max(1, WORKSPACE // (rows * x.shape[1])) * rows
+    elements = min(WORKSPACE, grad.shape[1] * x.shape[1] // 6)
+    step = max(1, elements // (rows * x.shape[1])) * rows
     for start in range(0, grad.shape[1], step):
         yield start, (grad[:, start : start + step].to(wide).t() @ read).square_()
 
@@ -34,17 +36,24 @@ def _block_sums(squares: Tensor, size: int) -> Tensor:
     return squares.view(-1, size, squares.shape[1] // size, size).sum((1, 3))
 
 
+def _diagonal_sums(matrix: Tensor) -> Tensor:
+    """Sums of ``matrix`` [R, C] over column - row = -R .. C - 1: [R + C]."""
+    rows, columns = matrix.shape
+    padded = torch.nn.functional.pad(matrix, (rows, rows))
+    # One step further in memory per row: a diagonal becomes a column.
+    return padded.as_strided((rows, rows + columns), (padded.shape[1] + 1, 1)).sum(0)
+
+
 def diag_growth_score(grad: Tensor, x: Tensor, perm: Tensor, width: int, run: int) -> Tensor:
     """The gradient's norm over every run of block diagonals: [max(O, I) / width / run]."""
     rows, columns = grad.shape[1] // width, x.shape[1] // width
     count = max(rows, columns)
     total = grad.new_zeros(count, dtype=accumulation_dtype(grad.dtype))
-    column = torch.arange(columns, device=x.device)
     for start, squares in _square_chunks(grad, x, perm, width):
-        sums = _block_sums(squares, width)
-        row = torch.arange(sums.shape[0], device=x.device)[:, None] + start // width
-        offset = (row - column if rows >= columns else column - row) % count
-        total.index_add_(0, offset.flatten(), sums.flatten())
+        sums = _diagonal_sums(_block_sums(squares, width))
+        first = (start + squares.shape[0]) // width
+        distance = torch.arange(sums.shape[0], device=x.device) - first
+        total.index_add_(0, (-distance if rows >= columns else distance) % count, sums)
     return total.view(-1, run).sum(1).sqrt()
 
 
@@ -73,10 +82,14 @@ def nm_growth_score(grad: Tensor, x: Tensor, index: Tensor, perm: Tensor, n: int
         scores.masked_fill_(scores.isnan(), torch.inf)
         scores[:, -1, m - beyond :] = -torch.inf
         scores.scatter_(2, index[blocks].long().view(-1, windows, n), -torch.inf)
-        ordered, slots = scores.sort(dim=2, descending=True, stable=True)
-        missing = ordered[..., :keep] == -torch.inf
-        result[0, blocks] = ordered[..., :keep].masked_fill(missing, -1)
-        result[1, blocks] = slots[..., :keep].masked_fill(missing, 0)
+        for place in range(keep):
+            # Of equal scores `argmax` takes the first.
+            slot = scores.argmax(dim=2, keepdim=True)
+            best = scores.gather(2, slot)
+            missing = best == -torch.inf
+            result[0, blocks, :, place : place + 1] = best.masked_fill(missing, -1)
+            result[1, blocks, :, place : place + 1] = slot.masked_fill(missing, 0)
+            scores.scatter_(2, slot, -torch.inf)
     return result
 
 

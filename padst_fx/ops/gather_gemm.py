@@ -17,9 +17,9 @@ from padst_fx.ops.library import (
     fake_rows,
     implementation,
     like_rows,
-    register,
     register_autocast,
     register_autograd,
+    register_projection,
     rows,
 )
 
@@ -143,19 +143,19 @@ def _without_bias(x: Tensor, values: Tensor, index: Tensor, perm: Tensor, window
     )
 
 
-_GATHER_GEMM = register(
+_GATHER_GEMM = register_projection(
     "gather_gemm(Tensor x, Tensor values, Tensor index, Tensor perm, Tensor bias, "
     "int window, str activation) -> Tensor",
     _forward,
     _fake_forward,
 )
-_INPUT_GRAD = register(
+_INPUT_GRAD = register_projection(
     "gather_gemm_input_grad(Tensor grad, Tensor values, Tensor index, Tensor perm, "
     "int window, int in_features) -> Tensor",
     _input_grad,
     _fake_input_grad,
 )
-_WEIGHT_GRAD = register(
+_WEIGHT_GRAD = register_projection(
     "gather_gemm_weight_grad(Tensor grad, Tensor x, Tensor index, Tensor perm, "
     "int window, int group) -> Tensor",
     _weight_grad,

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.amp.autocast_mode import _cast
 
+from padst_fx.kernels.native import load as native
+
 LIBRARY = torch.library.Library("padst", "DEF")
 
 
@@ -23,11 +25,28 @@ def register(schema: str, kernel: Callable[..., Tensor], fake: Callable[..., Ten
     """
     name = schema.split("(", 1)[0]
     LIBRARY.define(schema, tags=(torch.Tag.flexible_layout,))
-    LIBRARY.impl(name, kernel, "CPU")
-    LIBRARY.impl(name, kernel, "CUDA")
+    LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
     qualified = f"padst::{name}"
     torch.library.register_fake(qualified, fake, lib=LIBRARY)
     return qualified
+
+
+def register_projection(
+    schema: str, kernel: Callable[..., Tensor], fake: Callable[..., Tensor]
+) -> str:
+    """Like `register`, for an op that has a C++ kernel as well.
+
+    The first call on the CPU loads the C++ kernels: registered for the CPU alone, they go before
+    `kernel`, which stands for all devices.
+    """
+    name = schema.split("(", 1)[0]
+
+    def call(*args: Any) -> Tensor:
+        if args[0].is_cpu and native.loaded():
+            return getattr(torch.ops.padst, name).default(*args)
+        return kernel(*args)
+
+    return register(schema, call, fake)
 
 
 def register_autograd(

@@ -17,9 +17,9 @@ from padst_fx.ops.library import (
     fake_rows,
     implementation,
     like_rows,
-    register,
     register_autocast,
     register_autograd,
+    register_projection,
     rows,
 )
 
@@ -139,18 +139,18 @@ def _without_bias(
     )
 
 
-_SCATTER_GEMM = register(
+_SCATTER_GEMM = register_projection(
     "scatter_gemm(Tensor x, Tensor values, Tensor index, Tensor perm, Tensor bias, "
     "int out_features, str activation) -> Tensor",
     _forward,
     _fake_forward,
 )
-_INPUT_GRAD = register(
+_INPUT_GRAD = register_projection(
     "scatter_gemm_input_grad(Tensor grad, Tensor values, Tensor index, Tensor perm) -> Tensor",
     _input_grad,
     _fake_input_grad,
 )
-_WEIGHT_GRAD = register(
+_WEIGHT_GRAD = register_projection(
     "scatter_gemm_weight_grad(Tensor grad, Tensor x, Tensor index, Tensor perm, "
     "int group) -> Tensor",
     _weight_grad,

@@ -14,9 +14,9 @@ from padst_fx.ops.library import (
     fake_rows,
     implementation,
     like_rows,
-    register,
     register_autocast,
     register_autograd,
+    register_projection,
     rows,
 )
 
@@ -132,19 +132,19 @@ def _without_bias(
     )
 
 
-_SHIFT = register(
+_SHIFT = register_projection(
     "shift(Tensor x, Tensor values, Tensor offsets, Tensor perm, Tensor bias, "
     "int out_features, str activation) -> Tensor",
     _forward,
     _fake_forward,
 )
-_SHIFT_INPUT_GRAD = register(
+_SHIFT_INPUT_GRAD = register_projection(
     "shift_input_grad(Tensor grad, Tensor values, Tensor offsets, Tensor perm, "
     "int in_features) -> Tensor",
     _input_grad,
     _fake_input_grad,
 )
-_SHIFT_WEIGHT_GRAD = register(
+_SHIFT_WEIGHT_GRAD = register_projection(
     "shift_weight_grad(Tensor grad, Tensor x, Tensor offsets, Tensor perm) -> Tensor",
     _weight_grad,
     _fake_weight_grad,

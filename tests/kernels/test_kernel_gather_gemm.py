@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import ModuleType
 
+import native
 import pytest
 import torch
 from hypothesis import given, settings
@@ -24,14 +25,14 @@ EMPTY = torch.empty(0)
 NO_PERM = torch.empty(0, dtype=torch.int32)
 
 
-@pytest.mark.parametrize("module", [reference, cpu])
+@pytest.mark.parametrize("module", [reference, cpu, native])
 @pytest.mark.parametrize("shape", GATHERS)
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
 def test_gather_equals_dense_maths(module: ModuleType, shape: str, setting: Setting) -> None:
     check_gather(module, GATHERS[shape], setting)
 
 
-@pytest.mark.parametrize("module", [reference, cpu])
+@pytest.mark.parametrize("module", [reference, cpu, native])
 @pytest.mark.parametrize("shape", SCATTERS)
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
 def test_scatter_equals_dense_maths(module: ModuleType, shape: str, setting: Setting) -> None:
@@ -45,7 +46,7 @@ def test_any_blocks(data: st.DataObject, tokens: int, seed: int) -> None:
     columns = data.draw(st.integers(1, 6))
     entries = data.draw(st.integers(1, columns))
     shape = Gather(data.draw(st.integers(1, 5)), entries, group, tile, columns * group)
-    for module in (reference, cpu):
+    for module in (reference, cpu, native):
         check_gather(module, shape, Setting(tokens=tokens, seed=seed))
         check_scatter(module, shape, Setting(tokens=tokens, seed=seed))
 
@@ -59,7 +60,7 @@ def test_any_n_of_m(data: st.DataObject, tokens: int, seed: int) -> None:
     features = m * data.draw(st.integers(0, 3)) + last
     tile = data.draw(st.integers(1, 4))
     shape = Gather(data.draw(st.integers(1, 5)), n, 1, tile, features, m, torch.uint8)
-    for module in (reference, cpu):
+    for module in (reference, cpu, native):
         check_gather(module, shape, Setting(tokens=tokens, seed=seed))
 
 
@@ -70,7 +71,7 @@ def test_chunks_of_row_blocks_change_nothing(chunk: int, monkeypatch: pytest.Mon
     check_scatter(cpu, GATHERS["block-4"], Setting(tokens=2))
 
 
-@pytest.mark.parametrize("module", [reference, cpu])
+@pytest.mark.parametrize("module", [reference, cpu, native])
 def test_one_of_two_by_hand(module: ModuleType) -> None:
     # S = [[0, 1, 2, 0], [3, 0, 0, 4]]: one of every two inputs.
     values = torch.tensor([[1.0, 2.0], [3.0, 4.0]]).view(2, 2, 1, 1)
@@ -84,7 +85,7 @@ def test_one_of_two_by_hand(module: ModuleType) -> None:
     assert got.view(2, 2).tolist() == [[10.0, 100.0], [10.0, 10000.0]]
 
 
-@pytest.mark.parametrize("module", [reference, cpu])
+@pytest.mark.parametrize("module", [reference, cpu, native])
 def test_scatter_leaves_uncovered_outputs_with_their_bias(module: ModuleType) -> None:
     # One block [[1, 2], [3, 4]] (outputs down, inputs across) on outputs 2 and 3 of 4.
     values = torch.tensor([[1.0, 2.0], [3.0, 4.0]]).view(1, 1, 2, 2)
@@ -94,7 +95,7 @@ def test_scatter_leaves_uncovered_outputs_with_their_bias(module: ModuleType) ->
     assert got.tolist() == [[5.0, -6.0, 21.0, 44.0]]
 
 
-@pytest.mark.parametrize("module", [reference, cpu])
+@pytest.mark.parametrize("module", [reference, cpu, native])
 @pytest.mark.parametrize("form", ["gather", "scatter"])
 def test_unknown_activation_is_refused(module: ModuleType, form: str) -> None:
     forward = getattr(module, f"{form}_gemm_forward")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import ModuleType
 
+import native
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,7 +17,7 @@ EMPTY = torch.empty(0)
 NO_PERM = torch.empty(0, dtype=torch.int32)
 
 
-@pytest.mark.parametrize("module", [reference, cpu])
+@pytest.mark.parametrize("module", [reference, cpu, native])
 @pytest.mark.parametrize("shape", SHIFTS)
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
 def test_equals_dense_maths(module: ModuleType, shape: str, setting: Setting) -> None:
@@ -32,16 +33,16 @@ def test_equals_dense_maths(module: ModuleType, shape: str, setting: Setting) ->
     seed=st.integers(0, 1000),
 )
 def test_any_shape(out: int, inp: int, diagonals: int, tokens: int, seed: int) -> None:
-    for module in (reference, cpu):
+    for module in (reference, cpu, native):
         check_shift(module, out, inp, Setting(tokens=tokens, seed=seed), diagonals)
 
 
-@pytest.mark.parametrize("module", [reference, cpu])
+@pytest.mark.parametrize("module", [reference, cpu, native])
 def test_all_diagonals_are_the_dense_layer(module: ModuleType) -> None:
     check_shift(module, 6, 9, Setting(), diagonals=9)
 
 
-@pytest.mark.parametrize("module", [reference, cpu])
+@pytest.mark.parametrize("module", [reference, cpu, native])
 def test_tall_by_hand(module: ModuleType) -> None:
     # S = [[0, 2], [0, 0], [1, 0]]: diagonal 2, entry t at ((t + 2) % 3, t).
     values, offsets = torch.tensor([[1.0, 2.0]]), torch.tensor([2], dtype=torch.int32)
@@ -53,7 +54,7 @@ def test_tall_by_hand(module: ModuleType) -> None:
     assert module.shift_weight_grad(grad, x, offsets, NO_PERM).tolist() == [[70.0, 60.0]]
 
 
-@pytest.mark.parametrize("module", [reference, cpu])
+@pytest.mark.parametrize("module", [reference, cpu, native])
 def test_wide_by_hand(module: ModuleType) -> None:
     # S = [[0, 0, 1], [2, 0, 0]]: diagonal 2, entry t at (t, (t + 2) % 3); Pi x = (30, 10, 20).
     values, offsets = torch.tensor([[1.0, 2.0]]), torch.tensor([2], dtype=torch.int32)
@@ -66,7 +67,7 @@ def test_wide_by_hand(module: ModuleType) -> None:
     assert module.shift_weight_grad(grad, x, offsets, perm).tolist() == [[60.0, 150.0]]
 
 
-@pytest.mark.parametrize("module", [reference, cpu])
+@pytest.mark.parametrize("module", [reference, cpu, native])
 def test_unknown_activation_lists_the_known(module: ModuleType) -> None:
     with pytest.raises(ValueError, match=r"none, relu, gelu, gelu_tanh, silu.*'swish'"):
         module.shift_forward(

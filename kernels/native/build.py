@@ -1,0 +1,125 @@
+"""Compiling the C++ kernels on the machine that runs them, once per sources and flags.
+
+A finished library is kept under `cache_folder()` by a hash of everything that went into it. One
+process builds, others wait for it; a library appears under its name only when it is complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+
+from padst_fx.kernels.native import isa as isas
+
+KERNELS = Path(__file__).resolve().parent.parent
+COMMON_FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
+EXTRA_FLAGS_VARIABLE = "PADST_FX_CXXFLAGS"
+CACHE_VARIABLE = "PADST_FX_CACHE"
+
+
+class BuildError(RuntimeError):
+    """The kernels could not be compiled; the message says why."""
+
+
+def library(isa: str) -> Path:
+    """The shared library of the kernels for an instruction set, built first where it is missing.
+
+    Raises `BuildError` without a compiler, or with the compiler's own words where it fails.
+    """
+    path = cache_folder() / f"padst_fx_{isa}_{_key(isa)}.so"
+    if path.exists():
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            if not path.exists():
+                _build(isa, path)
+    except OSError as error:
+        raise BuildError(f"cannot build in {path.parent}: {error}") from error
+    return path
+
+
+def cache_folder() -> Path:
+    """Where built libraries are kept: `$PADST_FX_CACHE`, else `~/.cache/padst_fx`."""
+    if folder := os.environ.get(CACHE_VARIABLE):
+        return Path(folder)
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(cache) / "padst_fx"
+
+
+def compiler() -> str:
+    """The C++ compiler: `$CXX`, else the first of c++, g++ and clang++ on the path.
+
+    Raises `BuildError` where there is none.
+    """
+    for name in filter(None, (os.environ.get("CXX"), "c++", "g++", "clang++")):
+        if found := shutil.which(name):
+            return found
+    raise BuildError("no C++ compiler found (looked for $CXX, c++, g++ and clang++)")
+
+
+def sources() -> list[Path]:
+    """Every C++ source of the kernels."""
+    return sorted(KERNELS.glob("*/*.cpp"))
+
+
+def _extra_flags() -> list[str]:
+    return shlex.split(os.environ.get(EXTRA_FLAGS_VARIABLE, ""))
+
+
+def _key(isa: str) -> str:
+    """A hash of sources, flags, torch's version and this file: the way they are compiled."""
+    digest = hashlib.sha256()
+    for path in [*sources(), *sorted(KERNELS.glob("*/*.h")), Path(__file__)]:
+        digest.update(path.name.encode())
+        digest.update(path.read_bytes())
+    flags = (*COMMON_FLAGS, *isas.FLAGS[isa], *_extra_flags(), torch.__version__)
+    digest.update(repr(flags).encode())
+    return digest.hexdigest()[:16]
+
+
+def _build(isa: str, path: Path) -> None:
+    command = [compiler(), *COMMON_FLAGS, *isas.FLAGS[isa], *_extra_flags(), *_include_flags()]
+    with tempfile.TemporaryDirectory(dir=path.parent) as name:
+        folder = Path(name)
+        compiles = [
+            [*command, "-c", str(source), "-o", str(folder / f"{number}.o")]
+            for number, source in enumerate(sources())
+        ]
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            list(pool.map(_run, compiles))
+        result = folder / path.name
+        objects = [arguments[-1] for arguments in compiles]
+        _run([compiler(), "-shared", *_extra_flags(), *objects, *_link_flags(), "-o", str(result)])
+        result.rename(path)
+
+
+def _include_flags() -> list[str]:
+    """The kernels' own headers, and torch's as those of a system: their warnings are not ours."""
+    headers = Path(torch.__file__).parent / "include"
+    abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}"
+    systems = (headers, headers / "torch" / "csrc" / "api" / "include")
+    return [abi, "-I", str(KERNELS), *(part for path in systems for part in ("-isystem", str(path)))]
+
+
+def _link_flags() -> list[str]:
+    """Torch's libraries, its own OpenMP first: two thread pools would fight for the cores."""
+    folder = Path(torch.__file__).parent / "lib"
+    openmp = [str(path) for path in sorted(folder.glob("libgomp*.so*"))]
+    return [*(openmp or ["-fopenmp"]), f"-L{folder}", "-ltorch_cpu", "-lc10"]
+
+
+def _run(command: Sequence[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise BuildError(f"{shlex.join(command)} failed:\n{done.stderr[-4000:]}")

@@ -1,0 +1,129 @@
+#include "native/packed_weights.h"
+
+#include <torch/library.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdlib>
+#include <cstring>
+#include <mutex>
+#include <new>
+#include <unordered_map>
+#include <vector>
+
+namespace padst {
+namespace {
+
+constexpr int kSamples = 16;
+
+// Content and version of a tensor, as far as they can be seen without reading all of it.
+struct Stamp {
+  const void* data;
+  int64_t elements;
+  uint32_t version;
+  std::array<uint64_t, kSamples> samples;
+
+  bool operator==(const Stamp& other) const {
+    return data == other.data && elements == other.elements && version == other.version &&
+           samples == other.samples;
+  }
+};
+
+bool has_version(const at::Tensor& tensor) {
+  return tensor.unsafeGetTensorImpl()->version_counter().enabled();
+}
+
+Stamp stamp(const at::Tensor& tensor) {
+  const auto* impl = tensor.unsafeGetTensorImpl();
+  const auto* bytes = static_cast<const char*>(tensor.const_data_ptr());
+  const size_t size = tensor.element_size();
+  Stamp result{bytes, tensor.numel(), impl->version_counter().current_version(), {}};
+  for (int i = 0; i < kSamples && result.elements; ++i) {
+    const int64_t element = (result.elements - 1) * i / (kSamples - 1);
+    std::memcpy(&result.samples[i], bytes + element * size, std::min(size, sizeof(uint64_t)));
+  }
+  return result;
+}
+
+struct Entry {
+  c10::weak_intrusive_ptr<c10::StorageImpl> owner;
+  PackedForm form;
+  Stamp values;
+  Stamp index;
+  Packed packed;
+};
+
+class Cache {
+ public:
+  Packed find(const void* key, const PackedForm& form, const Stamp& values, const Stamp& index) {
+    const std::lock_guard<std::mutex> guard(mutex_);
+    const auto [first, last] = entries_.equal_range(key);
+    for (auto it = first; it != last; ++it) {
+      const Entry& entry = it->second;
+      if (entry.form == form && entry.values == values && entry.index == index) return entry.packed;
+    }
+    return nullptr;
+  }
+
+  void keep(const void* key, Entry entry) {
+    const std::lock_guard<std::mutex> guard(mutex_);
+    // Forms whose values are gone, and the one that this one renews.
+    for (auto it = entries_.begin(); it != entries_.end();) {
+      const bool renewed = it->first == key && it->second.form == entry.form &&
+                           it->second.values.data == entry.values.data;
+      it = renewed || it->second.owner.expired() ? entries_.erase(it) : std::next(it);
+    }
+    entries_.emplace(key, std::move(entry));
+    ++made_;
+  }
+
+  int64_t bytes() {
+    const std::lock_guard<std::mutex> guard(mutex_);
+    int64_t total = 0;
+    for (const auto& [key, entry] : entries_) {
+      if (!entry.owner.expired()) total += entry.form.bytes;
+    }
+    return total;
+  }
+
+  int64_t made() {
+    const std::lock_guard<std::mutex> guard(mutex_);
+    return made_;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::unordered_multimap<const void*, Entry> entries_;
+  int64_t made_ = 0;
+};
+
+Cache& cache() {
+  // Never destroyed: threads may still call kernels while the process ends.
+  static Cache* const instance = new Cache;
+  return *instance;
+}
+
+}  // namespace
+
+Packed packed_weights(const at::Tensor& values, const at::Tensor& index, const PackedForm& form,
+                      const std::function<void(void*)>& pack) {
+  if (!has_version(values) || !has_version(index)) return nullptr;
+  const Stamp values_stamp = stamp(values);
+  const Stamp index_stamp = stamp(index);
+  c10::StorageImpl* const owner = values.storage().unsafeGetStorageImpl();
+  if (Packed found = cache().find(owner, form, values_stamp, index_stamp)) return found;
+  void* const memory = std::aligned_alloc(64, (form.bytes + 63) / 64 * 64);
+  if (!memory) throw std::bad_alloc();
+  Packed packed(memory, [](const void* data) { std::free(const_cast<void*>(data)); });
+  pack(memory);
+  cache().keep(owner, {values.storage().getWeakStorageImpl(), form, values_stamp, index_stamp,
+                       packed});
+  return packed;
+}
+
+TORCH_LIBRARY_FRAGMENT(padst, library) {
+  library.def("packed_bytes() -> int", [] { return cache().bytes(); });
+  library.def("packed_count() -> int", [] { return cache().made(); });
+}
+
+}  // namespace padst

@@ -1,0 +1,40 @@
+// Packed forms of weights, kept between calls until the values or their index change.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+
+namespace padst {
+
+// What a packed form was made for: the function that reads it and the shape it was packed for.
+struct PackedForm {
+  int function;
+  int64_t bytes;
+  int64_t in_features;
+  int64_t out_features;
+  int64_t window;
+
+  bool operator==(const PackedForm& other) const {
+    return function == other.function && bytes == other.bytes &&
+           in_features == other.in_features && out_features == other.out_features &&
+           window == other.window;
+  }
+};
+
+using Packed = std::shared_ptr<const void>;
+
+// The packed form of `values` under `index`, made by `pack` when there is none of the tensors'
+// present versions. Null for tensors without versions (made under inference mode): these are packed
+// in every call. A form lives as long as the storage of its values, or until it is renewed.
+//
+// A write that bypasses versions (`values.data.mul_(2)`) is found by comparing samples of the values.
+//
+// `torch.ops.padst.packed_bytes()` says what packed forms hold now, `packed_count()` how many were
+// made so far.
+Packed packed_weights(const at::Tensor& values, const at::Tensor& index, const PackedForm& form,
+                      const std::function<void(void*)>& pack);
+
+}  // namespace padst

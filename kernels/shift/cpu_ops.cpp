@@ -1,0 +1,110 @@
+// The shift ops on the CPU, as the dispatcher calls them.
+#include <torch/library.h>
+
+#include "native/packed_weights.h"
+#include "native/tensors.h"
+#include "shift/cpu.h"
+
+namespace padst {
+namespace {
+
+using at::Tensor;
+
+enum PackedFunction { kShiftForward = 0, kShiftInputGrad = 1 };
+
+struct Diagonals {
+  Diagonals(const Tensor& values_, const Tensor& offsets_, const Tensor& perm_)
+      : values(stored(values_)),
+        offsets(stored_index(offsets_, false)),
+        perm(stored_index(perm_, false)) {}
+
+  void check(const ShiftShape& shape) const {
+    const int64_t length = std::min(shape.out_features, shape.in_features);
+    TORCH_CHECK(
+        values.dim() == 2 && values.size(0) == offsets.numel() && values.size(1) == length,
+        "expected values of shape [", offsets.numel(), ", ", length, "], got ", values.sizes());
+    check_length("perm", perm, shape.in_features);
+  }
+
+  template <class T>
+  Packed packed(PackedFunction function, const ShiftShape& shape, int64_t bytes,
+                void (*pack)(const T*, const int32_t*, ShiftShape, void*)) const {
+    if (!bytes) return nullptr;
+    const PackedForm form{function, bytes, shape.in_features, shape.out_features, 0};
+    return packed_weights(values, offsets, form, [&](void* memory) {
+      pack(present<T>(values), present<int32_t>(offsets), shape, memory);
+    });
+  }
+
+  Tensor values, offsets, perm;
+};
+
+Tensor shift_op(const Tensor& x, const Tensor& values, const Tensor& offsets, const Tensor& perm,
+                const Tensor& bias_, int64_t out_features, c10::string_view activation) {
+  check_one_dtype(x, values);
+  const Activation act = activation_named(activation);
+  const Diagonals diagonals(values, offsets, perm);
+  const Tensor bias = stored(bias_);
+  const Rows rows(x);
+  const ShiftShape shape{rows.count, out_features, rows.features, diagonals.offsets.numel()};
+  diagonals.check(shape);
+  check_length("bias", bias, out_features);
+  Tensor y = empty_rows(x, out_features);
+  for_dtype(x, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    const Packed packed = diagonals.packed<T>(
+        kShiftForward, shape, shift_forward_packed_bytes(shape), shift_forward_pack<T>);
+    shift_forward<T>(rows.data<T>(), rows.stride, present<T>(diagonals.values),
+                     present<int32_t>(diagonals.offsets), present<int32_t>(diagonals.perm),
+                     {present<T>(bias), act}, static_cast<T*>(y.mutable_data_ptr()), shape,
+                     packed.get());
+  });
+  return y;
+}
+
+Tensor shift_input_grad_op(const Tensor& grad, const Tensor& values, const Tensor& offsets,
+                           const Tensor& perm, int64_t in_features) {
+  check_one_dtype(grad, values);
+  const Diagonals diagonals(values, offsets, perm);
+  const Rows rows(grad);
+  const ShiftShape shape{rows.count, rows.features, in_features, diagonals.offsets.numel()};
+  diagonals.check(shape);
+  Tensor dx = empty_rows(grad, in_features);
+  for_dtype(grad, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    const Packed packed = diagonals.packed<T>(
+        kShiftInputGrad, shape, shift_input_grad_packed_bytes(shape), shift_input_grad_pack<T>);
+    shift_input_grad<T>(rows.data<T>(), rows.stride, present<T>(diagonals.values),
+                        present<int32_t>(diagonals.offsets), present<int32_t>(diagonals.perm),
+                        static_cast<T*>(dx.mutable_data_ptr()), shape, packed.get());
+  });
+  return dx;
+}
+
+Tensor shift_weight_grad_op(const Tensor& grad, const Tensor& x, const Tensor& offsets_,
+                            const Tensor& perm_) {
+  check_one_dtype(grad, x);
+  const Tensor offsets = stored_index(offsets_, false), perm = stored_index(perm_, false);
+  const Rows grad_rows(grad), rows(x);
+  check_same_rows(grad_rows, rows);
+  const ShiftShape shape{rows.count, grad_rows.features, rows.features, offsets.numel()};
+  check_length("perm", perm, rows.features);
+  Tensor dvalues = at::detail::empty_cpu(
+      {shape.diagonals, std::min(shape.out_features, shape.in_features)}, grad.scalar_type());
+  for_dtype(grad, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    shift_weight_grad<T>(grad_rows.data<T>(), grad_rows.stride, rows.data<T>(), rows.stride,
+                         present<int32_t>(offsets), present<int32_t>(perm),
+                         static_cast<T*>(dvalues.mutable_data_ptr()), shape);
+  });
+  return dvalues;
+}
+
+TORCH_LIBRARY_IMPL(padst, CPU, library) {
+  library.impl("shift", shift_op);
+  library.impl("shift_input_grad", shift_input_grad_op);
+  library.impl("shift_weight_grad", shift_weight_grad_op);
+}
+
+}  // namespace
+}  // namespace padst

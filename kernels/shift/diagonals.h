@@ -1,0 +1,113 @@
+// Which diagonals feed a group of neighbouring results, and from where.
+//
+// A product with diagonals goes from `source` to `result` features. It collects when the result is
+// the shorter side: result f adds up values[k, f] * source[(f + o_k) mod longer]. It spreads when the
+// result is the longer side: result f adds up values[k, t] * source[t] with t = (f - o_k) mod longer
+// wherever t < shorter.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "native/parallel.h"
+#include "native/scratch.h"
+#include "native/simd.h"
+
+namespace padst {
+
+template <class A>
+struct Diagonals {
+  const A* values;
+  const int32_t* offsets;
+  int64_t count, shorter, longer;
+
+  template <bool spread>
+  int64_t sources() const {
+    return spread ? shorter : longer;
+  }
+  template <bool spread>
+  int64_t results() const {
+    return spread ? longer : shorter;
+  }
+};
+
+// Diagonals [first, last): the group's first result reads source `base` + o_k, or `base` - o_k when
+// spreading, and its neighbours the sources that follow. `partial`: some of the group's values lie
+// outside the diagonal; they count as zero.
+struct Span {
+  int first, last;
+  int64_t base;
+  bool partial;
+};
+
+constexpr int kMostSpans = 5;
+
+// The spans of results [f, f + group) among diagonals [first, last). rank(o) is the number of
+// diagonals with an offset below o, kept within [first, last].
+template <bool spread, class A, class Rank>
+inline int spans_of(const Diagonals<A>& diagonals, int64_t f, int64_t group, int first, int last,
+                    const Rank& rank, Span* spans) {
+  const int64_t shorter = diagonals.shorter, longer = diagonals.longer;
+  int count = 0;
+  const auto add = [&](int from, int to, int64_t base, bool partial) {
+    spans[count] = {from, to, base, partial};
+    count += from < to;
+  };
+  if constexpr (!spread) {
+    const int wrapped = rank(longer - f);
+    const bool partial = f + group > shorter;
+    add(first, wrapped, f, partial);
+    add(wrapped, last, f - longer, partial);
+  } else {
+    // The last source from which the whole group lies within the diagonal.
+    const int64_t whole = std::max<int64_t>(shorter - group, -1);
+    const int end = rank(f + 1);
+    const int from = std::min(rank(f - whole), end);
+    add(rank(f - shorter + 1), from, f, true);
+    add(from, end, f, false);
+    // Beyond f the sources wrap around; just beyond, the group begins before the diagonal does.
+    add(end, rank(f + 1 + std::min(group - 1, longer - shorter)), f, true);
+    const int full = rank(f + longer - whole);
+    add(rank(f + longer - shorter + 1), full, f + longer, true);
+    add(full, last, f + longer, false);
+  }
+  return count;
+}
+
+// The values that a partial group takes from one diagonal. Its first result is f and reads `source`.
+template <bool spread, class A>
+inline void partial_values(const Diagonals<A>& diagonals, const A* values, int64_t f,
+                           int64_t source, int group, A* out) {
+  for (int r = 0; r < group; ++r) {
+    int64_t t = spread ? source + r : f + r;
+    if constexpr (spread) {
+      while (t < 0) t += diagonals.longer;
+      while (t >= diagonals.longer) t -= diagonals.longer;
+    }
+    out[r] = t < diagonals.shorter ? values[t] : A{0};
+  }
+}
+
+// The source that stands at place t of the padded sources, t in [1 - group, sources + group - 1);
+// -1 stands for zero.
+template <bool spread, class A>
+inline int64_t padded_source(const Diagonals<A>& diagonals, int64_t t) {
+  while (t < 0) t += diagonals.longer;
+  while (t >= diagonals.longer) t -= diagonals.longer;
+  return t < diagonals.template sources<spread>() ? t : -1;
+}
+
+// ranks[o] = number of offsets below o, for o in [0, longer].
+inline void rank_offsets(const int32_t* offsets, int64_t count, int64_t longer, int32_t* ranks) {
+  int64_t o = 0;
+  for (int64_t k = 0; k < count; ++k) {
+    for (; o <= offsets[k]; ++o) ranks[o] = static_cast<int32_t>(k);
+  }
+  for (; o <= longer; ++o) ranks[o] = static_cast<int32_t>(count);
+}
+
+inline void invert(const int32_t* perm, int64_t count, int32_t* inverse) {
+  for (int64_t i = 0; i < count; ++i) inverse[perm[i]] = static_cast<int32_t>(i);
+}
+
+}  // namespace padst

@@ -1,0 +1,31 @@
+"""The C++ kernels compiled for every other instruction set that this machine runs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from padst_fx.kernels.native import isa
+
+TESTS = Path(__file__).parent
+RUNS_ON = {"portable": ("avx2", "avx512", "amx"), "avx2": ("avx512", "amx"), "avx512": ("amx",)}
+
+
+@pytest.mark.parametrize("name", RUNS_ON)
+def test_kernels_of_another_instruction_set(name: str) -> None:
+    if isa.widest() not in RUNS_ON[name]:
+        pytest.skip(f"{name} is the widest set of this machine, or beyond it")
+    files = [str(TESTS / f"test_kernel_{kernel}.py") for kernel in ("shift", "gather_gemm")]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "native", *files],
+        # Fresh memory is filled with a pattern, so that an element left unwritten is seen.
+        env={**os.environ, isa.VARIABLE: name, "MALLOC_PERTURB_": "85"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
