@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 OUTPUT ?= build/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types gpu bench clean
+.PHONY: help demo test lint types sanitize gpu bench clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST)
@@ -38,12 +38,28 @@ types: $(STAMP)  ## mypy alone
 	cd build/types && ../../$(BIN)/python -m mypy --config-file ../../pyproject.toml \
 		--cache-dir ../../.mypy_cache -p padst_fx -p examples -p benchmarks
 
-gpu: $(STAMP)  ## the tests that need a CUDA device
+gpu: $(STAMP)  ## where CUDA is: the GPU tests, then tiles and timings of that GPU
 	$(BIN)/python -m pytest tests -m gpu
+	$(BIN)/python -m benchmarks.tune_tiles
+	$(BIN)/python -m benchmarks.gpu
+	$(BIN)/python -m benchmarks.gpu_models
 
-bench: $(STAMP)  ## measure kernels and memory; writes benchmarks/results
-	$(BIN)/python -m benchmarks.kernels
-	$(BIN)/python -m benchmarks.memory
+bench: $(STAMP)  ## all benchmarks; writes benchmarks/results and the cost model's measurements
+	$(BIN)/python -m benchmarks --record-costs
+
+# Threads of OpenMP are opaque to the race detector, so that build starts its own.
+SANITIZED := $(CXX) -std=c++17 -O1 -g -march=native -fno-math-errno -fno-sanitize-recover=all \
+	-DPADST_STD_THREADS -I kernels tests/native/race_check.cpp $(wildcard kernels/*/cpu.cpp)
+
+sanitize: $(STAMP)  ## the C++ kernels under the thread, address and undefined-behaviour sanitizers
+	mkdir -p build
+	$(SANITIZED) -fsanitize=thread -o build/race_check
+	build/race_check
+	$(SANITIZED) -fsanitize=address,undefined -o build/memory_check
+	build/memory_check
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+		ASAN_OPTIONS=detect_leaks=0 PADST_FX_CXXFLAGS="-fsanitize=address,undefined -O1 -g" \
+		PADST_FX_CACHE=build/sanitized $(BIN)/python -m pytest tests/kernels -k "native and not isa and not build"
 
 clean:  ## remove the environment and everything built
 	rm -rf $(VENV) build *.egg-info

@@ -1,142 +1,208 @@
-"""`python -m benchmarks.kernels`: every projection op against `F.linear`, 90 % sparse, fp32.
+"""Every projection op on its own, against dense: forward, input gradient, weight gradient.
 
-A round times dense and every structure once, in turn, so that what else the machine does falls on
-all alike. The ratio is the median over rounds of dense time by sparse time: above 1, sparse is
-faster. Each call is repeated until it has lasted about `SPAN` seconds.
+Forward runs eagerly and compiled; dense gradients are matrix products, eager, as compiling a
+single one changes nothing. fp32, inputs and outputs token by token, weights as they are stored.
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 import padst_fx
-from benchmarks import results_file
+from benchmarks import plots, torch_formats
+from benchmarks.compiled import compiled
+from benchmarks.gradient_ops import input_gradient, weight_gradient
+from benchmarks.measured import DENSE, Contestant, DoesNotRun, measure
+from benchmarks.settings import Settings
+from benchmarks.structures import QUICK, SPARSITY, STRUCTURES
+from benchmarks.table import Row, Table, noise_note, ratio_cell
 
-SHAPES = ((768, 768), (3072, 768), (768, 3072))
-TOKENS = (1024, 16, 1)
-SPARSITY = 0.9
-SPAN = 0.01
-STRUCTURES: dict[str, padst_fx.Structure] = {
-    "Diag()": padst_fx.Diag(),
-    "Diag(width=16)": padst_fx.Diag(width=16),
-    "Block(16)": padst_fx.Block(16),
-    "Block(32)": padst_fx.Block(32),
-    "NM(1, 10)": padst_fx.NM(1, 10),
-    "NM(1, 10, tile=16)": padst_fx.NM(1, 10, tile=16),
-    "Unstructured()": padst_fx.Unstructured(),
-}
+SHAPES = ((768, 768), (3072, 768), (768, 3072), (4096, 4096))
+TOKENS = (1, 16, 197, 1024)
+QUICK_SHAPES = ((768, 768), (3072, 768))
+QUICK_TOKENS = (1, 197)
+PARTS = ("forward", "input gradient", "weight gradient")
+# Rows of outputs that are compared, and the rounding allowed: a share of sum |x| |w|.
+CHECKED_ROWS = 64
+ROUNDING = 1e-5
 
 
 @dataclass(frozen=True)
-class Work:
-    """One layer on one input: its forward, and its backward (both gradients) from a saved graph."""
+class Case:
+    """One shape and number of tokens: the layers, their input and the gradient at their output."""
 
-    forward: Callable[[], object]
-    backward: Callable[[], object]
+    dense: nn.Linear
+    sparse: dict[str, padst_fx.SparseLinear]
+    x: Tensor
+    grad: Tensor
 
     @classmethod
-    def of(cls, layer: nn.Module, x: Tensor) -> Work:
-        inputs = (x.detach().requires_grad_(), *layer.parameters())
-        y = layer(inputs[0])
-        gradient = torch.randn_like(y)
-
-        def forward() -> Tensor:
-            with torch.no_grad():
-                return layer(x)
-
-        def backward() -> tuple[Tensor, ...]:
-            return torch.autograd.grad(y, inputs, gradient, retain_graph=True)
-
-        return cls(forward, backward)
-
-
-def measure(out: int, inputs: int, tokens: int, rounds: int) -> list[dict[str, Any]]:
-    """Rows for one shape: times in microseconds and ratios to dense, per structure."""
-    x = torch.randn(tokens, inputs)
-    layers = {"dense": nn.Linear(inputs, out)} | {
-        name: padst_fx.SparseLinear(inputs, out, structure, SPARSITY)
-        for name, structure in STRUCTURES.items()
-    }
-    works = {name: Work.of(layer, x) for name, layer in layers.items()}
-    rows: list[dict[str, Any]] = []
-    for part in ("forward", "backward"):
-        calls = {name: getattr(work, part) for name, work in works.items()}
-        seconds = interleaved(calls, rounds)
-        for name, own in seconds.items():
-            ratios = [dense / time_ for dense, time_ in zip(seconds["dense"], own, strict=True)]
-            rows.append(
-                {
-                    "part": part,
-                    "out": out,
-                    "in": inputs,
-                    "tokens": tokens,
-                    "structure": name,
-                    "microseconds": round(statistics.median(own) * 1e6, 1),
-                    "speedup": round(statistics.median(ratios), 3),
-                    "rounds": rounds,
-                }
-            )
-    return rows
-
-
-def interleaved(
-    calls: dict[str, Callable[[], object]], rounds: int
-) -> dict[str, list[float]]:
-    """Seconds of each call in each round, the calls taking turns."""
-    repeats = {name: max(1, int(SPAN / seconds(call, 1))) for name, call in calls.items()}
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            times[name].append(seconds(call, repeats[name]))
-    return times
-
-
-def seconds(call: Callable[[], object], repeats: int) -> float:
-    """Seconds per call; the first call ever is not in it."""
-    call()
-    start = time.perf_counter()
-    for _ in range(repeats):
-        call()
-    return (time.perf_counter() - start) / repeats
-
-
-def show(rows: Sequence[dict[str, Any]]) -> None:
-    """A Markdown table of the speedups: one line per shape, one column per structure."""
-    print("| part | out x in | tokens |", " | ".join(STRUCTURES), "|")
-    print("|---" * (3 + len(STRUCTURES)) + "|")
-    keys = dict.fromkeys((row["part"], row["out"], row["in"], row["tokens"]) for row in rows)
-    for part, out, inputs, tokens in keys:
-        found = {
-            row["structure"]: row["speedup"]
-            for row in rows
-            if (row["part"], row["out"], row["in"], row["tokens"]) == (part, out, inputs, tokens)
+    def of(cls, out: int, inputs: int, tokens: int, names: list[str]) -> Case:
+        torch.manual_seed(0)
+        sparse = {
+            name: padst_fx.SparseLinear(inputs, out, STRUCTURES[name], SPARSITY) for name in names
         }
-        cells = " | ".join(f"{found[name]:.2f}" for name in STRUCTURES)
-        print(f"| {part} | {out} x {inputs} | {tokens} | {cells} |")
+        return cls(
+            nn.Linear(inputs, out), sparse, torch.randn(tokens, inputs), torch.randn(tokens, out)
+        )
+
+    def contestants(self, part: str) -> list[Contestant]:
+        makers = {
+            "forward": self._forward,
+            "input gradient": self._input_gradient,
+            "weight gradient": self._weight_gradient,
+        }
+        return list(makers[part]())
+
+    def _forward(self) -> Iterator[Contestant]:
+        for name, layer, weight in self._layers():
+            check = partial(_rows_error, weight.t(), layer.bias, self.x)
+            extra = {"sparsity": _sparsity(layer)}
+            backend = "inductor" if name == DENSE else "padst"
+            calls = {"eager": layer, "compiled": compiled(layer, backend)}
+            for mode, function in calls.items():
+                call = partial(function, self.x)
+                yield Contestant(name, mode, call, partial(_checked, check, call), extra)
+        for name, make in torch_formats.FORMATS.items():
+            yield _torch_format(name, make, self.dense, self.x)
+
+    def _input_gradient(self) -> Iterator[Contestant]:
+        for name, layer, weight in self._layers():
+            check = partial(_rows_error, weight, None, self.grad)
+            if isinstance(layer, padst_fx.SparseLinear):
+                call = input_gradient(layer, self.grad)
+            else:
+                call = partial(torch.mm, self.grad, layer.weight)
+            extra = {"sparsity": _sparsity(layer)}
+            yield Contestant(name, "eager", call, partial(_checked, check, call), extra)
+
+    def _weight_gradient(self) -> Iterator[Contestant]:
+        exact = self.grad.double().t() @ self.x.double()
+        scale = self.grad.double().abs().t() @ self.x.double().abs()
+        for name, layer, _ in self._layers():
+            if isinstance(layer, padst_fx.SparseLinear):
+                call = weight_gradient(layer, self.grad, self.x)
+                mine = [layer.pattern.values_from_dense(of, layer.index) for of in (exact, scale)]
+            else:
+                call = partial(torch.mm, self.grad.t(), self.x)
+                mine = [exact, scale]
+            check = partial(_error, *mine)
+            extra = {"sparsity": _sparsity(layer)}
+            yield Contestant(name, "eager", call, partial(_checked, check, call), extra)
+
+    def _layers(self) -> Iterator[tuple[str, padst_fx.SparseLinear | nn.Linear, Tensor]]:
+        yield DENSE, self.dense, self.dense.weight.detach()
+        for name, layer in self.sparse.items():
+            yield name, layer, layer.dense_weight()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.kernels", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=20)
-    rounds = parser.parse_args().rounds
-    torch.manual_seed(0)
-    rows = [
-        row
-        for out, inputs in SHAPES
-        for tokens in TOKENS
-        for row in measure(out, inputs, tokens, rounds)
+def _torch_format(
+    name: str, make: Callable[[Tensor], Tensor], dense: nn.Linear, x: Tensor
+) -> Contestant:
+    """One of torch's own sparse formats, on the strongest weights of the dense layer."""
+    made: list[Callable[[], Tensor]] = []
+
+    def check() -> float:
+        try:
+            kept, call = torch_formats.prepare(make, dense, x)
+            error = _rows_error(kept.t(), dense.bias, x, call())
+        except (RuntimeError, NotImplementedError, ValueError) as reason:
+            raise DoesNotRun(str(reason).splitlines()[0]) from reason
+        made.append(call)
+        return error
+
+    return Contestant(name, "eager", lambda: made[0](), check, {"sparsity": None})
+
+
+def _checked(check: Callable[[Tensor], float], call: Callable[[], Tensor]) -> float:
+    return check(call())
+
+
+def _rows_error(weight: Tensor, bias: Tensor | None, x: Tensor, y: Tensor) -> float:
+    """Error of `y = x @ weight + bias` in its first and last rows, a share of what is allowed."""
+    if y.shape != (len(x), weight.shape[1]):
+        return float("inf")
+    rows = torch.arange(len(x))
+    if len(x) > CHECKED_ROWS:
+        rows = torch.cat((rows[: CHECKED_ROWS // 2], rows[-CHECKED_ROWS // 2 :]))
+    inputs, weights = x[rows].double(), weight.double()
+    exact, scale = inputs @ weights, inputs.abs() @ weights.abs()
+    if bias is not None:
+        exact, scale = exact + bias.double(), scale + bias.double().abs()
+    return _error(exact, scale, y[rows])
+
+
+def _error(exact: Tensor, scale: Tensor, y: Tensor) -> float:
+    """The largest error as a share of what rounding may do; infinite for a wrong shape or NaN."""
+    if y.shape != exact.shape:
+        return float("inf")
+    share = (y.double() - exact).abs() / (ROUNDING * scale + torch.finfo(y.dtype).tiny)
+    return float(share.nan_to_num(nan=torch.inf).max())
+
+
+def _sparsity(layer: nn.Module) -> float:
+    return round(layer.sparsity, 4) if isinstance(layer, padst_fx.SparseLinear) else 0.0
+
+
+@torch.no_grad()
+def run(settings: Settings) -> Table:
+    """Measure every shape, number of tokens and part."""
+    names = settings.choose(STRUCTURES, QUICK)
+    shapes, tokens = (QUICK_SHAPES, QUICK_TOKENS) if settings.quick else (SHAPES, TOKENS)
+    rows: list[Row] = []
+    for out, inputs in shapes:
+        for count in tokens:
+            case = Case.of(out, inputs, count, names)
+            for part in PARTS:
+                facts = {"part": part, "out": out, "in": inputs, "tokens": count}
+                rows += measure(case.contestants(part), settings.rounds, facts)
+            torch.compiler.reset()
+    return Table(
+        name="kernels",
+        title="dense time by sparse time, one layer, 90 % sparse, fp32 (above 1: sparse is faster)",
+        rows=rows,
+        shown=_shown(rows),
+        draw=partial(plots.ratio_against_tokens, rows, PARTS),
+        notes=[*dense_wins(rows), noise_note(rows)],
+        wrong=sum(row["status"] == "wrong" for row in rows),
+    )
+
+
+def dense_wins(rows: list[Row]) -> list[str]:
+    """A line per part and structure that dense beats somewhere, eager against eager: where."""
+    places: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        ours = row["structure"] in STRUCTURES and row["mode"] == "eager"
+        if ours and row["status"] == "ok" and row["ratio"] < 1:
+            place = f"{row['out']} x {row['in']} at {row['tokens']} ({row['ratio']:.2f})"
+            places.setdefault((row["part"], row["structure"]), []).append(place)
+    found = [f"{part}, {name}: {', '.join(where)}" for (part, name), where in places.items()]
+    return ["dense wins, by out x in and tokens:", *found] if found else ["dense wins nowhere"]
+
+
+def _shown(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
+    """A line per part, mode, shape and number of tokens; a column per contestant."""
+    names = list(dict.fromkeys(row["structure"] for row in rows))
+    lines: dict[tuple[object, ...], dict[str, Row]] = {}
+    for row in rows:
+        key = (row["part"], row["mode"], f"{row['out']} x {row['in']}", row["tokens"])
+        lines.setdefault(key, {})[row["structure"]] = row
+    cells = [
+        [*map(str, key), _microseconds(line.get(DENSE)), *(ratio_cell(line.get(n)) for n in names)]
+        for key, line in sorted(lines.items(), key=lambda item: _order(item[0]))
     ]
-    show(rows)
-    print(f"written to {results_file.write('kernels', rows)}")
+    return ["part", "mode", "out x in", "tokens", "dense us", *names], cells
 
 
-if __name__ == "__main__":
-    main()
+def _order(key: tuple[object, ...]) -> tuple[object, ...]:
+    part, mode, _, _ = key
+    return PARTS.index(str(part)), str(mode)
+
+
+def _microseconds(row: Row | None) -> str:
+    return f"{row['microseconds']:,}" if row and row["status"] == "ok" else ""

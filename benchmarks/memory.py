@@ -1,50 +1,40 @@
-"""`python -m benchmarks.memory`: what training a ViT-B/16 keeps, dense and 90 % sparse.
+"""What training a ViT-B/16 keeps: parameters, gradients, AdamW's two moments and index buffers.
 
-Parameters, gradients and AdamW's two moments of the 72 projections and of the whole model, and
-the index buffers of the sparse ones, counted from the tensors of a model built from its config.
+Counted from the tensors of a model built from its configuration, for its projections and for the
+whole model.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 import padst_fx
-from benchmarks import results_file
+from benchmarks import plots
+from benchmarks.measured import DENSE
+from benchmarks.models import vit_b16
+from benchmarks.settings import Settings
+from benchmarks.structures import MODELS, QUICK_MODELS, SPARSITY, STRUCTURES
+from benchmarks.table import Row, Table
 
-SPARSITY = 0.9
-STRUCTURES: dict[str, padst_fx.Structure | None] = {
-    "dense": None,
-    "Diag()": padst_fx.Diag(),
-    "Diag(width=16)": padst_fx.Diag(width=16),
-    "Block(16)": padst_fx.Block(16),
-    "NM(1, 10)": padst_fx.NM(1, 10),
-    "NM(1, 10, tile=16)": padst_fx.NM(1, 10, tile=16),
-    "Unstructured()": padst_fx.Unstructured(),
-}
+BASELINE = "Unstructured()"
 
 
-def training_bytes(structure: padst_fx.Structure | None) -> dict[str, int]:
+def training_bytes(structure: padst_fx.Structure | None, layers: int) -> dict[str, int]:
     """Bytes kept by the projections and by the whole model after one AdamW step."""
-    from transformers import ViTConfig, ViTForImageClassification
-
-    model = ViTForImageClassification(ViTConfig())
-    names = [
-        name
-        for name, module in model.vit.named_modules()
-        if isinstance(module, nn.Linear) and "layer" in name
-    ]
+    model = vit_b16(layers)
+    names = [entry.projection.name for entry in padst_fx.plan(model, "diag", SPARSITY).replaced]
     if structure is not None:
         padst_fx.sparsify(model, structure, SPARSITY, init="random")
     optimizer = torch.optim.AdamW(model.parameters())
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
-    projections = [model.vit.get_submodule(name) for name in names]
-    kept = sum(bytes_of(module, optimizer) for module in projections)
-    return {"projections": kept, "model": bytes_of(model, optimizer), "layers": len(projections)}
+    kept = sum(bytes_of(model.get_submodule(name), optimizer) for name in names)
+    return {"projections": kept, "model": bytes_of(model, optimizer), "layers": len(names)}
 
 
 def bytes_of(module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
@@ -58,29 +48,62 @@ def bytes_of(module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     return total
 
 
-def main() -> None:
-    rows: list[dict[str, Any]] = []
-    dense: dict[str, int] = {}
-    print("| structure | projections | of dense | whole model | of dense |")
-    print("|---|---|---|---|---|")
-    for name, structure in STRUCTURES.items():
-        found = training_bytes(structure)
-        dense = dense or found
-        row = {
+def run(settings: Settings) -> Table:
+    """Count for dense, for every structure and for the masked baseline."""
+    names = settings.choose(MODELS, QUICK_MODELS)
+    structures: dict[str, padst_fx.Structure | None] = {
+        DENSE: None,
+        **{name: STRUCTURES[name] for name in names},
+        BASELINE: padst_fx.Unstructured(),
+    }
+    found = {
+        name: training_bytes(structure, settings.layers) for name, structure in structures.items()
+    }
+    dense = found[DENSE]
+    rows: list[Row] = [
+        {
             "structure": name,
-            "layers": found["layers"],
-            "projection_bytes": found["projections"],
-            "projection_ratio": round(found["projections"] / dense["projections"], 4),
-            "model_bytes": found["model"],
-            "model_ratio": round(found["model"] / dense["model"], 4),
+            "layers": kept["layers"],
+            "projection_bytes": kept["projections"],
+            "projection_ratio": round(kept["projections"] / dense["projections"], 4),
+            "model_bytes": kept["model"],
+            "model_ratio": round(kept["model"] / dense["model"], 4),
         }
-        rows.append(row)
-        print(
-            f"| {name} | {found['projections'] / 2**20:.1f} MiB | {row['projection_ratio']:.3f} "
-            f"| {found['model'] / 2**20:.1f} MiB | {row['model_ratio']:.3f} |"
+        for name, kept in found.items()
+    ]
+    return Table(
+        name="memory",
+        title="what training a ViT-B/16 keeps: weights, gradients, AdamW's moments, indices",
+        rows=rows,
+        shown=_shown(rows),
+        draw=partial(_draw, rows),
+    )
+
+
+def _shown(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
+    columns = ["model", "projections", "of dense", "whole model", "of dense"]
+    return columns, [
+        [
+            row["structure"],
+            f"{row['projection_bytes'] / 2**20:,.1f} MiB",
+            f"{row['projection_ratio']:.3f}",
+            f"{row['model_bytes'] / 2**20:,.1f} MiB",
+            f"{row['model_ratio']:.3f}",
+        ]
+        for row in rows
+    ]
+
+
+def _draw(rows: list[Row]) -> Any:
+    panels = [
+        (
+            part,
+            [
+                {"structure": r["structure"], "ratio": r[key], "ratio_low": r[key],
+                 "ratio_high": r[key]}
+                for r in rows if r["structure"] != DENSE
+            ],
         )
-    print(f"written to {results_file.write('memory', rows)}")
-
-
-if __name__ == "__main__":
-    main()
+        for part, key in (("projections", "projection_ratio"), ("whole model", "model_ratio"))
+    ]  # fmt: skip
+    return plots.bars(panels, "bytes, share of dense")

@@ -1,4 +1,4 @@
-"""What Triton kernels do to a finished accumulator: the activation."""
+"""What Triton kernels do to a finished accumulator: bias, activation, store."""
 
 # mypy: allow-untyped-defs
 
@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+from padst_fx.kernels.triton_layout_kernels import as_offset
 
 
 @triton.jit
@@ -24,3 +26,31 @@ def activate(x, ACTIVATION: tl.constexpr):
     elif ACTIVATION == "silu":
         x = x * tl.sigmoid(x)
     return x
+
+
+@triton.jit
+def store_result(
+    total,
+    bias_ptr,
+    perm_ptr,
+    result_ptr,
+    m,
+    f,
+    in_result,
+    tokens,
+    features,
+    WRITE_PERM: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    LONG: tl.constexpr,
+):
+    """Bias, activation and store of a [tokens ``m``, features ``f``] tile."""
+    if HAS_BIAS:
+        total += tl.load(bias_ptr + f, mask=in_result, other=0.0).to(total.dtype)[None, :]
+    total = activate(total, ACTIVATION)
+    write = f
+    if WRITE_PERM:
+        write = tl.load(perm_ptr + f, mask=in_result, other=0)
+    where = result_ptr + as_offset(m, LONG)[:, None] * features + write[None, :]
+    mask = (m < tokens)[:, None] & in_result[None, :]
+    tl.store(where, total.to(result_ptr.dtype.element_ty), mask=mask)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from padst_fx import distribution as distributions
 from padst_fx import selection
+from padst_fx.cost import CostModel, check_tokens, counted
 from padst_fx.distribution import Distribution
 from padst_fx.initialization import check_init, looks_fresh
 from padst_fx.layers.attention import PROJECTIONS
@@ -90,6 +91,7 @@ def plan(
     exclude: selection.Selectors = None,
     init: str = "auto",
     example_inputs: Any = None,
+    skip_slower_at: int | None = None,
 ) -> Plan:
     """What `sparsify` with the same arguments would do; changes nothing.
 
@@ -102,11 +104,18 @@ def plan(
     before a glob, and `sparsity` is for what no key picks; without it that stays dense. Names in
     `include` and names with a sparsity in `distribution` ask for a projection by name.
 
+    With `skip_slower_at` every projection whose sparse forward of that many tokens is predicted to
+    take longer than the dense one stays dense, one asked for by name too; the reason has both
+    times and how they are known (`padst_fx.cost.CostModel`, for the weight's device and dtype).
+    "erk" then spreads its budget over the others.
+
     Raises `ValueError` for unknown names, globs that match nothing and values out of range, for
     a model without a projection to replace, for one already sparsified, for a projection asked
     for by name that cannot be had or that `include` or `exclude` bars, and for
     `distribution="erk"` with a sparsity that whole units cannot make.
     """
+    if skip_slower_at is not None:
+        skip_slower_at = check_tokens("skip_slower_at", skip_slower_at)
     wanted = parse_structure(structure)
     distributions.check_distribution(distribution)
     sparsity = _default_sparsity(wanted, sparsity, distribution)
@@ -123,8 +132,13 @@ def plan(
     included, excluded = (selection.choose(name, s, among) for name, s in selectors.items())
     choose = _Chooser.of(wanted, sparsity, distribution, included, excluded, among)
     entries = [choose(target.projection) for target in among]
-    if distribution == "erk":
-        entries = _erk(entries, wanted, check_sparsity(sparsity))
+
+    def spread(over: list[PlanEntry]) -> list[PlanEntry]:
+        return _erk(over, wanted, check_sparsity(sparsity)) if distribution == "erk" else over
+
+    entries = spread(entries)
+    if skip_slower_at is not None:
+        entries = _without_slower(entries, among, skip_slower_at, spread)
     if not any(entry.pattern for entry in entries):
         raise ValueError(_nothing(entries))
     started = [
@@ -256,6 +270,37 @@ def _erk(entries: list[PlanEntry], structure: Structure, sparsity: float) -> lis
     for i, pattern in zip(chosen, distributions.balance(patterns, densities, budget), strict=True):
         result[i] = replace(entries[i], pattern=pattern)
     return result
+
+
+def _without_slower(
+    entries: list[PlanEntry],
+    among: list[selection.Target],
+    tokens: int,
+    spread: Callable[[list[PlanEntry]], list[PlanEntry]],
+) -> list[PlanEntry]:
+    """The plan with slower entries dense; `spread` gives the others their patterns again."""
+    while True:
+        judged = [_judge(entry, t, tokens) for entry, t in zip(entries, among, strict=True)]
+        if judged == entries:
+            return entries
+        entries = spread(judged)
+
+
+def _judge(entry: PlanEntry, target: selection.Target, tokens: int) -> PlanEntry:
+    """The entry, or one that stays dense if that is predicted to be faster."""
+    if entry.pattern is None:
+        return entry
+    weight = _weight(target.module, entry.projection)
+    costs = CostModel.of(weight.device)
+    cost = costs.compare(entry.pattern, tokens, weight.dtype)
+    sparse, dense = (1e6 * estimate.seconds for estimate in (cost.sparse, cost.dense))
+    if sparse <= dense:
+        return entry
+    reason = (
+        f"slower than dense at {counted(tokens)}: {sparse:.1f} us ({cost.sparse.source}) against "
+        f"{dense:.1f} us ({cost.dense.source})"
+    )
+    return PlanEntry(entry.projection, reason=reason)
 
 
 def _nothing(entries: list[PlanEntry]) -> str:

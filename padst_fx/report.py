@@ -1,4 +1,4 @@
-"""A table of a model's sparse layers."""
+"""A table of a model's sparse layers, with what they are predicted to cost."""
 
 from __future__ import annotations
 
@@ -7,8 +7,15 @@ from dataclasses import dataclass
 from torch import nn
 
 from padst_fx.compiled import plain_name, uncompiled
+from padst_fx.cost import Comparison, CostModel, Work, check_tokens, counted
 from padst_fx.layers.linear import SparseLinear
+from padst_fx.projections import find_projections
 from padst_fx.tables import render
+
+COLUMNS = (
+    "name", "role", "shape", "structure", "sparsity", "parameters", "permutation", "kernel"
+)  # fmt: skip
+COST_COLUMNS = ("dense us", "sparse us", "gain", "source")
 
 
 @dataclass(frozen=True)
@@ -25,6 +32,52 @@ class SummaryRow:
     dense_parameters: int
     permutation: str
     kernel: str
+    cost: Comparison | None = None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What one forward of a model's projections is predicted to take, each of `tokens` rows.
+
+    `dense_seconds` and `sparse_seconds` are of the sparse layers and of dense ones in their place;
+    `remaining_seconds` of the `remaining` projections that stayed dense. Attention, norms,
+    activations and whatever else the model does are in neither. `device` is the machine.
+    """
+
+    tokens: int
+    device: str
+    dense_seconds: float
+    sparse_seconds: float
+    remaining: int
+    remaining_seconds: float
+
+    @property
+    def layers_gain(self) -> float:
+        """Of the sparse layers alone: above 1 they are faster than dense ones."""
+        return self.dense_seconds / self.sparse_seconds
+
+    @property
+    def gain(self) -> float:
+        """Of all projections of the model together."""
+        dense = self.dense_seconds + self.remaining_seconds
+        return dense / (self.sparse_seconds + self.remaining_seconds)
+
+    def __str__(self) -> str:
+        lines = [
+            f"one forward, {counted(self.tokens)}, on {self.device}: sparse layers "
+            f"{_us(self.sparse_seconds)} us, dense ones in their place "
+            f"{_us(self.dense_seconds)} us: {self.layers_gain:.2f}x"
+        ]
+        if self.remaining:
+            lines.append(
+                f"all projections, with those that stayed dense ({self.remaining}, "
+                f"{_us(self.remaining_seconds)} us): {self.gain:.2f}x"
+            )
+        lines.append(
+            f"predicted for projections, each at {counted(self.tokens)}; "
+            "the rest of the model is not in it"
+        )
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -33,6 +86,7 @@ class Summary:
 
     rows: tuple[SummaryRow, ...]
     model_parameters: int
+    prediction: Prediction | None = None
 
     @property
     def parameters(self) -> int:
@@ -49,10 +103,10 @@ class Summary:
             f"{len(self.rows)} sparse layers: {self.parameters:,} parameters in place of "
             f"{self.dense_parameters:,}; {self.model_parameters:,} in the whole model"
         )
-        columns = (
-            "name", "role", "shape", "structure", "sparsity", "parameters", "permutation", "kernel"
-        )  # fmt: skip
-        return render(title, columns, (_cells(row) for row in self.rows))
+        if self.prediction is None:
+            return render(title, COLUMNS, (_cells(row) for row in self.rows))
+        rows = ((*_cells(row), *_cost_cells(row)) for row in self.rows)
+        return f"{render(title, (*COLUMNS, *COST_COLUMNS), rows)}\n{self.prediction}"
 
 
 def _cells(row: SummaryRow) -> tuple[str, ...]:
@@ -68,24 +122,51 @@ def _cells(row: SummaryRow) -> tuple[str, ...]:
     )
 
 
-def summary(model: nn.Module) -> Summary:
+def _cost_cells(row: SummaryRow) -> tuple[str, ...]:
+    if row.cost is None:
+        return ("",) * len(COST_COLUMNS)
+    slower = " (dense is faster)" if row.cost.gain < 1 else ""
+    return (
+        _us(row.cost.dense.seconds),
+        _us(row.cost.sparse.seconds),
+        f"{row.cost.gain:.2f}{slower}",
+        row.cost.source,
+    )
+
+
+def _us(seconds: float) -> str:
+    return f"{seconds * 1e6:,.1f}"
+
+
+def summary(model: nn.Module, tokens: int | None = None) -> Summary:
     """Name, role, shape, structure, sparsity, parameters, permutation and kernel per layer.
 
-    A model inside `torch.compile`'s wrapper is shown as it is without. Raises `ValueError` for a
-    model without sparse layers.
+    With `tokens` also what one forward of that many rows is predicted to take, dense and sparse,
+    on the machine and in the dtype that the layer is in, and how that is known: measured,
+    interpolated, scaled or calculated (`padst_fx.cost.CostModel`); and the gain of all
+    projections together.
+
+    A model inside `torch.compile`'s wrapper is shown as it is without. Raises `ValueError` for
+    `tokens` that is no positive integer and for a model without sparse layers.
     """
+    if tokens is not None:
+        tokens = check_tokens("tokens", tokens)
     model = uncompiled(model)
-    rows = tuple(
-        _row(plain_name(name), module)
+    layers = {
+        plain_name(name): module
         for name, module in model.named_modules()
         if isinstance(module, SparseLinear)
-    )
-    if not rows:
+    }
+    if not layers:
         raise ValueError("nothing to summarise: the model has no SparseLinear")
-    return Summary(rows, sum(parameter.numel() for parameter in model.parameters()))
+    rows = tuple(_row(name, layer, tokens) for name, layer in layers.items())
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    if tokens is None:
+        return Summary(rows, parameters)
+    return Summary(rows, parameters, _prediction(model, rows, tokens))
 
 
-def _row(name: str, layer: SparseLinear) -> SummaryRow:
+def _row(name: str, layer: SparseLinear, tokens: int | None) -> SummaryRow:
     bias = 0 if layer.bias is None else layer.bias.numel()
     return SummaryRow(
         name=name,
@@ -97,4 +178,27 @@ def _row(name: str, layer: SparseLinear) -> SummaryRow:
         dense_parameters=layer.out_features * layer.in_features + bias,
         permutation=layer.permutation,
         kernel=layer.pattern.kernel,
+        cost=None if tokens is None else _cost(layer, tokens),
+    )
+
+
+def _cost(layer: SparseLinear, tokens: int) -> Comparison:
+    model = CostModel.of(layer.values.device)
+    return model.compare(layer.pattern, tokens, layer.values.dtype)
+
+
+def _prediction(model: nn.Module, rows: tuple[SummaryRow, ...], tokens: int) -> Prediction:
+    first = next(module for module in model.modules() if isinstance(module, SparseLinear))
+    costs = CostModel.of(first.values.device)
+    remaining = [Work.dense(*projection.shape) for projection in find_projections(model)]
+    compared = [row.cost for row in rows if row.cost]
+    return Prediction(
+        tokens=tokens,
+        device=str(costs.device),
+        dense_seconds=sum(cost.dense.seconds for cost in compared),
+        sparse_seconds=sum(cost.sparse.seconds for cost in compared),
+        remaining=len(remaining),
+        remaining_seconds=sum(
+            costs.estimate(work, tokens, first.values.dtype).seconds for work in remaining
+        ),
     )

@@ -26,6 +26,7 @@ def sparsify(
     exclude: selection.Selectors = None,
     init: str = "auto",
     example_inputs: Any = None,
+    skip_slower_at: int | None = None,
 ) -> nn.Module:
     """Replace the projections of `model` by structured-sparse ones, in place; returns the model.
 
@@ -37,7 +38,8 @@ def sparsify(
     name. `init` is "magnitude" (keep the strongest units), "random" (fresh units and values), or
     "auto": random for weights that look freshly drawn. With `example_inputs` (a tensor, a tuple of
     arguments or a dict of keyword arguments) the exported graph says which projection plays
-    which role; else names and the module tree do.
+    which role; else names and the module tree do. With `skip_slower_at` projections that are
+    predicted to be slower than dense at that many tokens stay dense.
 
     Raises what `plan` raises, before anything is changed. Build the optimizer afterwards.
     """
@@ -53,6 +55,7 @@ def sparsify(
             exclude=exclude,
             init=init,
             example_inputs=example_inputs,
+            skip_slower_at=skip_slower_at,
         ),
     )
 

@@ -87,8 +87,9 @@ def block_squares_kernel(
     edge: tl.constexpr = BLOCKS * PADDED
     steps: tl.constexpr = (SIZE + PADDED - 1) // PADDED
     accumulate: tl.constexpr = tl.float64 if WIDE else tl.float32
-    across = tl.program_id(0) * BLOCKS
-    down = tl.program_id(1) * BLOCKS
+    tiles = tl.cdiv(block_columns, BLOCKS)
+    across = tl.program_id(0) % tiles * BLOCKS
+    down = tl.program_id(0) // tiles * BLOCKS
     block = tl.arange(0, edge) // PADDED
     total = tl.zeros((BLOCKS, BLOCKS), dtype=accumulate)
     for step in range(steps * steps):
@@ -149,8 +150,9 @@ def diagonal_squares_kernel(
     side, and sheared by t its columns line up with the diagonals.
     """
     edge: tl.constexpr = BLOCKS * PADDED
-    diagonal = tl.program_id(0) * BLOCKS
-    step = tl.program_id(1) * BLOCKS
+    part = tl.program_id(0) // tl.cdiv(long, BLOCKS)
+    diagonal = tl.program_id(0) % tl.cdiv(long, BLOCKS) * BLOCKS
+    step = part * BLOCKS
     tall = tl.arange(0, 2 * edge)
     high = (diagonal + step + tall // PADDED) % long * WIDTH + tall % PADDED
     high_mask = tall % PADDED < WIDTH
@@ -177,7 +179,7 @@ def diagonal_squares_kernel(
     blocks = sum_blocks(squares, 2 * BLOCKS, PADDED, BLOCKS, PADDED)
     d = tl.arange(0, BLOCKS)
     sheared = tl.gather(blocks, d[:, None] + d[None, :], axis=0)
-    where = tl.program_id(1).to(tl.int64) * long + diagonal + d
+    where = part.to(tl.int64) * long + diagonal + d
     tl.store(result_ptr + where, tl.sum(sheared, axis=1), mask=diagonal + d < long)
 
 
@@ -212,13 +214,16 @@ def nm_candidates_kernel(
 
     The last window may be short; where it runs out of inactive slots, score -1 and slot 0.
     """
-    r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    w = tl.program_id(1) * WINDOWS + tl.arange(0, WINDOWS)
+    tiles = tl.cdiv(row_blocks, ROWS)
+    first_row = tl.program_id(0) % tiles * ROWS
+    first_window = tl.program_id(0) // tiles * WINDOWS
+    r = first_row + tl.arange(0, ROWS)
+    w = first_window + tl.arange(0, WINDOWS)
     flat_row = tl.arange(0, ROWS * HEIGHT)
-    row_block = tl.program_id(0) * ROWS + flat_row // HEIGHT
+    row_block = first_row + flat_row // HEIGHT
     row_mask = (flat_row % HEIGHT < tile) & (row_block < row_blocks)
     flat_column = tl.arange(0, WINDOWS * SLOTS)
-    column_window = tl.program_id(1) * WINDOWS + flat_column // SLOTS
+    column_window = first_window + flat_column // SLOTS
     position = column_window * slots + flat_column % SLOTS
     column_mask = (flat_column % SLOTS < slots) & (position < in_features)
     squares = squared_gradient(

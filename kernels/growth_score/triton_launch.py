@@ -1,6 +1,7 @@
 """Launches of the Triton kernels for growth scores.
 
-Tiles come from the shapes alone, nothing is tuned or read back: safe under CUDA graphs.
+Tiles come from the shapes alone, nothing is tuned or read back: safe under CUDA graphs. Many tokens
+are copied through the permutation once, because every tile of the gradient reads them again.
 """
 
 from __future__ import annotations
@@ -8,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from padst_fx.kernels import triton_call, triton_layout
 from padst_fx.kernels.growth_score import cpu
 from padst_fx.kernels.integers import ceil_div, power_of_two
 from padst_fx.kernels.precision import accumulation_dtype
-from padst_fx.kernels.triton_call import launch
 
 WIDEST_SHEARED = 16
 TALLEST_TILE = 64
@@ -36,8 +37,8 @@ def block_tiles(size: int, dtype: torch.dtype) -> dict[str, int]:
 def diagonal_tiles(width: int, dtype: torch.dtype) -> dict[str, int]:
     """Diagonals and steps per tile, for widths below ``WIDEST_SHEARED``."""
     edge, padded = _edge(dtype), power_of_two(width)
-    blocks = max(1, edge // padded)
-    return {"BLOCKS": blocks, "PADDED": padded, "BLOCK_M": _block_m(dtype), "num_warps": 8}
+    blocks, warps = max(1, edge // padded), 16 if dtype == torch.float32 else 8
+    return {"BLOCKS": blocks, "PADDED": padded, "BLOCK_M": _block_m(dtype), "num_warps": warps}
 
 
 def candidate_tiles(tile: int, slots: int, dtype: torch.dtype) -> dict[str, int]:
@@ -48,17 +49,25 @@ def candidate_tiles(tile: int, slots: int, dtype: torch.dtype) -> dict[str, int]
     return {**sizes, "BLOCK_M": _block_m(dtype), "num_warps": 8}
 
 
+def _read_through(x: Tensor, perm: Tensor) -> tuple[Tensor, Tensor]:
+    """The input, and the permutation that is still to be read through."""
+    if not perm.numel() or x.shape[0] <= triton_layout.FEW_TOKENS:
+        return x, perm
+    return triton_layout.permuted_rows(x, perm), perm[:0]
+
+
 def _block_squares(grad: Tensor, x: Tensor, perm: Tensor, size: int) -> Tensor:
     """Sums of squares of the gradient's blocks: [O / size, I / size]."""
     from padst_fx.kernels.growth_score.triton_kernels import block_squares_kernel
 
+    x, perm = _read_through(x, perm)
     rows, columns = grad.shape[1] // size, x.shape[1] // size
     tiles = block_tiles(size, grad.dtype)
     dtype = accumulation_dtype(grad.dtype)
     result = torch.empty((rows, columns), dtype=dtype, device=grad.device)
-    launch(
+    triton_call.launch(
         block_squares_kernel,
-        (ceil_div(columns, tiles["BLOCKS"]), ceil_div(rows, tiles["BLOCKS"])),
+        ceil_div(columns, tiles["BLOCKS"]) * ceil_div(rows, tiles["BLOCKS"]),
         grad,
         x,
         perm.contiguous(),
@@ -88,15 +97,16 @@ def _diagonal_squares(grad: Tensor, x: Tensor, perm: Tensor, width: int) -> Tens
     """Sums of squares of narrow block diagonals: [max(O, I) / width]."""
     from padst_fx.kernels.growth_score.triton_kernels import diagonal_squares_kernel
 
+    x, perm = _read_through(x, perm)
     tall = grad.shape[1] >= x.shape[1]
     long_side, short_side = (grad, x) if tall else (x, grad)
     long, short = long_side.shape[1] // width, short_side.shape[1] // width
     tiles = diagonal_tiles(width, grad.dtype)
     parts = ceil_div(short, tiles["BLOCKS"])
     result = torch.empty((parts, long), dtype=accumulation_dtype(grad.dtype), device=grad.device)
-    launch(
+    triton_call.launch(
         diagonal_squares_kernel,
-        (ceil_div(long, tiles["BLOCKS"]), parts),
+        ceil_div(long, tiles["BLOCKS"]) * parts,
         long_side,
         short_side,
         perm.contiguous(),
@@ -143,12 +153,13 @@ def nm_growth_score(grad: Tensor, x: Tensor, index: Tensor, perm: Tensor, n: int
     tile, keep = grad.shape[1] // row_blocks, min(n, m - n)
     if tile > TALLEST_TILE or m > MOST_SLOTS:
         return cpu.nm_growth_score(grad, x, index, perm, n, m)
+    x, perm = _read_through(x, perm)
     tiles = candidate_tiles(tile, m, grad.dtype)
     dtype = accumulation_dtype(grad.dtype)
     result = torch.empty((2, row_blocks, windows, keep), dtype=dtype, device=grad.device)
-    launch(
+    triton_call.launch(
         nm_candidates_kernel,
-        (ceil_div(row_blocks, tiles["ROWS"]), ceil_div(windows, tiles["WINDOWS"])),
+        ceil_div(row_blocks, tiles["ROWS"]) * ceil_div(windows, tiles["WINDOWS"]),
         grad,
         x,
         index.contiguous(),

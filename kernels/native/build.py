@@ -107,9 +107,9 @@ def _build(isa: str, path: Path) -> None:
 def _include_flags() -> list[str]:
     """The kernels' own headers, and torch's as those of a system: their warnings are not ours."""
     headers = Path(torch.__file__).parent / "include"
-    abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}"
-    systems = (headers, headers / "torch" / "csrc" / "api" / "include")
-    return [abi, "-I", str(KERNELS), *(part for path in systems for part in ("-isystem", str(path)))]
+    own = ["-I", str(KERNELS), "-isystem", str(headers)]
+    own += ["-isystem", str(headers / "torch" / "csrc" / "api" / "include")]
+    return [*own, f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}"]
 
 
 def _link_flags() -> list[str]:

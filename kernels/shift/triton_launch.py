@@ -1,34 +1,38 @@
 """Launches of the Triton kernels for width-1 wrapped diagonals.
 
-Tiles come from the shapes alone, nothing is tuned or read back: safe under CUDA graphs.
+Nothing is tuned or read back here, and no state is kept between calls: safe under CUDA graphs.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
+from padst_fx.kernels import triton_call
 from padst_fx.kernels.activation import check_name
 from padst_fx.kernels.integers import ceil_div
 from padst_fx.kernels.precision import accumulation_dtype
-from padst_fx.kernels.triton_call import launch, token_splits
+from padst_fx.kernels.tiles.problem import Problem
+from padst_fx.kernels.tiles.table import lookup
+from padst_fx.kernels.triton_call import dot_precision, has_matrix_units, needs_long
+from padst_fx.kernels.triton_layout import (
+    arranged,
+    permuted_lanes,
+    permuted_rows,
+    sum_parts,
+    unpermuted,
+)
+
+FEWEST_DOT_TOKENS = 64
 
 
-def product_tiles(tokens: int, dtype: torch.dtype) -> dict[str, int]:
-    """Tile of the product: many diagonals at once for few tokens, many tokens otherwise."""
-    if tokens <= 4:
-        return {"BLOCK_M": 1, "BLOCK_F": 32, "BLOCK_K": 32, "num_warps": 4}
-    if tokens <= 64:
-        return {"BLOCK_M": 4, "BLOCK_F": 64, "BLOCK_K": 8, "num_warps": 4}
-    features = 64 if dtype == torch.float64 else 128
-    return {"BLOCK_M": 32, "BLOCK_F": features, "BLOCK_K": 1, "num_warps": 4}
-
-
-def weight_grad_tiles(tokens: int) -> dict[str, int]:
-    """Tile of the weight gradient: a few diagonals share what they read of the shorter side."""
-    if tokens <= 4:
-        return {"BLOCK_M": 1, "BLOCK_F": 128, "BLOCK_K": 8, "num_warps": 4}
-    return {"BLOCK_M": 8, "BLOCK_F": 128, "BLOCK_K": 4, "num_warps": 4}
+@functools.cache
+def _kernels() -> ModuleType:
+    return importlib.import_module("padst_fx.kernels.shift.triton_kernels")
 
 
 def _product(
@@ -36,42 +40,44 @@ def _product(
     values: Tensor,
     offsets: Tensor,
     perm: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
     result_features: int,
     activation: str,
     spread: bool,
-    writes_perm: bool,
 ) -> Tensor:
-    from padst_fx.kernels.shift.triton_kernels import shift_product_kernel
-
-    tokens, source_features = source.shape
-    result = torch.empty((tokens, result_features), dtype=source.dtype, device=source.device)
-    tiles = product_tiles(tokens, source.dtype)
-    grid = (ceil_div(result_features, tiles["BLOCK_F"]), ceil_div(tokens, tiles["BLOCK_M"]))
-    launch(
-        shift_product_kernel,
-        grid,
+    """The result [M, result_features]; without a bias the permutation is on its side."""
+    (tokens, source_features), dtype = source.shape, source.dtype
+    diagonals = offsets.shape[0]
+    problem = Problem("shift_product", dtype, tokens, (result_features, diagonals))
+    tiles = lookup(source.device, problem)
+    result = torch.empty((tokens, result_features), dtype=dtype, device=source.device)
+    source, reads_perm, writes_perm, undoes_perm = arranged(source, perm, bias is None, adjacent=1)
+    triton_call.launch(
+        _kernels().shift_product_kernel,
+        ceil_div(result_features, tiles["BLOCK_F"]) * ceil_div(tokens, tiles["BLOCK_M"]),
         source,
         values.contiguous(),
         offsets.contiguous(),
         perm.contiguous(),
-        bias.contiguous(),
+        values if bias is None else bias.contiguous(),
         tokens,
+        source.shape[0],
         source_features,
         result_features,
-        offsets.shape[0],
+        diagonals,
         source.stride(0),
         source.stride(1),
         result,
         SPREAD=spread,
-        READ_PERM=perm.numel() > 0 and not writes_perm,
-        WRITE_PERM=perm.numel() > 0 and writes_perm,
-        HAS_BIAS=bias.numel() > 0,
+        READ_PERM=reads_perm,
+        WRITE_PERM=writes_perm,
+        HAS_BIAS=bias is not None and bias.numel() > 0,
         ACTIVATION=activation,
-        WIDE=source.dtype == torch.float64,
+        WIDE=dtype == torch.float64,
+        LONG=needs_long(source, values, result),
         **tiles,
     )
-    return result
+    return unpermuted(result, perm) if undoes_perm else result
 
 
 def shift_forward(
@@ -86,7 +92,7 @@ def shift_forward(
     """``act(x[:, perm] @ S.T + bias)``: x [M, I], values [K, D], offsets [K] -> [M, O]."""
     check_name(activation)
     spread = out_features >= x.shape[1]
-    return _product(x, values, offsets, perm, bias, out_features, activation, spread, False)
+    return _product(x, values, offsets, perm, bias, out_features, activation, spread)
 
 
 def shift_input_grad(
@@ -94,43 +100,92 @@ def shift_input_grad(
 ) -> Tensor:
     """``grad @ S`` written through ``perm``: grad [M, O] -> [M, I]."""
     spread = grad.shape[1] < in_features
-    no_bias = values.new_empty(0)
-    return _product(grad, values, offsets, perm, no_bias, in_features, "none", spread, True)
+    return _product(grad, values, offsets, perm, None, in_features, "none", spread)
 
 
 def shift_weight_grad(grad: Tensor, x: Tensor, offsets: Tensor, perm: Tensor) -> Tensor:
-    """The entries of ``grad.T @ x[:, perm]`` on the diagonals: [K, D]."""
-    from padst_fx.kernels.shift.triton_kernels import shift_weight_grad_kernel
+    """The entries of ``grad.T @ x[:, perm]`` on the diagonals: [K, D].
 
-    tall = grad.shape[1] >= x.shape[1]
-    still, moving = (x, grad) if tall else (grad, x)
+    With matrix units and many tokens the dense gradient is formed tile by tile and its active
+    entries kept; otherwise every diagonal is summed by itself.
+    """
+    present = perm if perm.numel() else None
+    if grad.shape[0] >= FEWEST_DOT_TOKENS and has_matrix_units(grad.dtype):
+        x = permuted_rows(x, present)
+        still, moving = (x, grad) if grad.shape[1] >= x.shape[1] else (grad, x)
+        return _weight_grad_of_dense(still, moving, offsets)
+    x, grad = permuted_lanes(x, present), permuted_lanes(grad, None)
+    still, moving = (x, grad) if grad.shape[1] >= x.shape[1] else (grad, x)
+    return _weight_grad_of_diagonals(still, moving, offsets)
+
+
+def _weight_grad_of_diagonals(still: Tensor, moving: Tensor, offsets: Tensor) -> Tensor:
     tokens, short = still.shape
     diagonals = offsets.shape[0]
-    tiles = weight_grad_tiles(tokens)
+    problem = Problem("shift_weight_grad", still.dtype, tokens, (short, diagonals))
+    tiles = lookup(still.device, problem)
     programs = ceil_div(short, tiles["BLOCK_F"]) * ceil_div(diagonals, tiles["BLOCK_K"])
-    splits = token_splits(programs, tokens, 64)
-    dtype = accumulation_dtype(grad.dtype) if splits > 1 else grad.dtype
-    result = torch.empty((splits, diagonals, short), dtype=dtype, device=grad.device)
-    launch(
-        shift_weight_grad_kernel,
-        (programs, splits),
+    splits = triton_call.token_splits(programs, tokens, 64)
+    dtype = accumulation_dtype(still.dtype) if splits > 1 else still.dtype
+    result = torch.empty((splits, diagonals, short), dtype=dtype, device=still.device)
+    triton_call.launch(
+        _kernels().shift_weight_grad_kernel,
+        programs * splits,
         still,
         moving,
         offsets.contiguous(),
-        perm.contiguous(),
         tokens,
         ceil_div(tokens, splits),
         short,
         moving.shape[1],
         diagonals,
-        still.stride(0),
-        still.stride(1),
-        moving.stride(0),
-        moving.stride(1),
+        *still.stride(),
+        *moving.stride(),
         result,
-        STILL_PERM=perm.numel() > 0 and tall,
-        MOVING_PERM=perm.numel() > 0 and not tall,
-        WIDE=grad.dtype == torch.float64,
+        WIDE=still.dtype == torch.float64,
+        LONG=needs_long(still, moving, result),
         **tiles,
     )
-    return result[0] if splits == 1 else result.sum(0).to(grad.dtype)
+    return sum_parts(result, still.dtype)
+
+
+def _weight_grad_of_dense(still: Tensor, moving: Tensor, offsets: Tensor) -> Tensor:
+    (tokens, short), long, diagonals = still.shape, moving.shape[1], offsets.shape[0]
+    slots = torch.empty(long, dtype=torch.int32, device=still.device)
+    triton_call.launch(
+        _kernels().diagonal_slots_kernel,
+        ceil_div(long, 64),
+        offsets.contiguous(),
+        diagonals,
+        long,
+        slots,
+        BLOCK=64,
+        BLOCK_K=64,
+    )
+    tiles = lookup(
+        still.device, Problem("shift_weight_grad_dot", still.dtype, tokens, (short, long))
+    )
+    programs = ceil_div(short, tiles["BLOCK_S"]) * ceil_div(long, tiles["BLOCK_L"])
+    splits = triton_call.token_splits(programs, tokens, 256)
+    dtype = torch.float32 if splits > 1 else still.dtype
+    result = torch.empty((splits, diagonals, short), dtype=dtype, device=still.device)
+    triton_call.launch(
+        _kernels().shift_weight_grad_dot_kernel,
+        programs * splits,
+        still,
+        moving,
+        slots,
+        tokens,
+        ceil_div(tokens, splits),
+        short,
+        long,
+        diagonals,
+        *still.stride(),
+        *moving.stride(),
+        result,
+        PRECISION=dot_precision(still.dtype),
+        LONG=needs_long(still, moving),
+        LONG_RESULT=needs_long(result),
+        **tiles,
+    )
+    return sum_parts(result, still.dtype)

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
-from ahead_of_time import compiled, recorded
 from torch import Tensor
 
 from padst_fx.kernels.gather_gemm import triton_launch as gather_gemm
 from padst_fx.kernels.growth_score import triton_launch as growth_score
 from padst_fx.kernels.shift import triton_launch as shift
+from padst_fx.kernels.triton_ahead_of_time import SHARED_LIMIT, Launch, compiled, recorded
 
-SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
-MATRIX_INSTRUCTIONS = ("mma.sync", "wgmma.mma_async", "tcgen05.mma")
 HALF, SINGLE, DOUBLE = torch.bfloat16, torch.float32, torch.float64
-Case = tuple[ModuleType, Callable[[], Tensor]]
+Case = Callable[[], Tensor]
 
 
 def meta(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -29,23 +25,31 @@ def index(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
     return meta(*shape, dtype=dtype)
 
 
-def shift_case(name: str, tokens: int, out: int, inp: int, dtype: torch.dtype) -> Case:
+def shift_case(
+    name: str, tokens: int, out: int, inp: int, dtype: torch.dtype, permuted: bool = True
+) -> Case:
     x, grad = meta(tokens, inp, dtype=dtype), meta(tokens, out, dtype=dtype)
-    values, offsets, perm = meta(77, min(out, inp), dtype=dtype), index(77), index(inp)
+    values, offsets = meta(77, min(out, inp), dtype=dtype), index(77)
+    perm = index(inp if permuted else 0)
     bias = meta(out, dtype=dtype)
     calls = {
         "forward": lambda: shift.shift_forward(x, values, offsets, perm, bias, out, "gelu"),
         "input_grad": lambda: shift.shift_input_grad(grad, values, offsets, perm, inp),
         "weight_grad": lambda: shift.shift_weight_grad(grad, x, offsets, perm),
     }
-    return shift, calls[name]
+    return calls[name]
 
 
 def gather_case(
-    name: str, tokens: int, shape: tuple[int, int, int, int], window: int, dtype: torch.dtype
+    name: str,
+    tokens: int,
+    shape: tuple[int, int, int, int],
+    window: int,
+    dtype: torch.dtype,
+    features: int = 768,
 ) -> Case:
     row_blocks, entries, group, tile = shape
-    features, blocked = 768, row_blocks * tile
+    blocked = row_blocks * tile
     values = meta(*shape, dtype=dtype)
     slots = index(row_blocks, entries, dtype=torch.int32 if group > 1 else torch.uint8)
     wide, tall = meta(tokens, features, dtype=dtype), meta(tokens, blocked, dtype=dtype)
@@ -66,7 +70,7 @@ def gather_case(
             wide, tall, slots, other_perm, group
         ),
     }
-    return gather_gemm, calls[name]
+    return calls[name]
 
 
 def score_case(name: str, width: int, dtype: torch.dtype) -> Case:
@@ -78,19 +82,21 @@ def score_case(name: str, width: int, dtype: torch.dtype) -> Case:
         "block": lambda: growth_score.block_growth_score(grad, x, perm, width),
         "nm": lambda: growth_score.nm_growth_score(grad, x, slots, perm, 1, 10),
     }
-    return growth_score, calls[name]
+    return calls[name]
 
 
 BLOCK, NARROW, TILED, FINE = (12, 2, 64, 64), (96, 12, 8, 8), (48, 96, 1, 16), (768, 96, 1, 1)
 ONE_ROW_BLOCK = (1, 1, 768, 64)
-GATHER = ("forward", "input_grad", "weight_grad")
+PRODUCTS = ("forward", "input_grad", "weight_grad")
 DOT = {
-    **{f"block-{n}-{m}": gather_case(n, m, BLOCK, 768, HALF) for n in GATHER for m in (1, 1024)},
-    **{f"block-{n}-single": gather_case(n, 1024, BLOCK, 768, SINGLE) for n in GATHER},
+    **{f"block-{n}-{m}": gather_case(n, m, BLOCK, 768, HALF) for n in PRODUCTS for m in (1, 1024)},
+    **{f"block-{n}-single": gather_case(n, 1024, BLOCK, 768, SINGLE) for n in PRODUCTS},
     "block-scatter_forward": gather_case("scatter_forward", 1024, BLOCK, 768, HALF),
     "block-scatter_input_grad": gather_case("scatter_input_grad", 1024, BLOCK, 768, HALF),
     "block-scatter_weight_grad": gather_case("scatter_weight_grad", 1024, BLOCK, 768, HALF),
     "tiled-forward": gather_case("forward", 1024, TILED, 8, HALF),
+    "fine-weight_grad": gather_case("weight_grad", 1024, FINE, 8, HALF),
+    "shift-weight_grad-1024": shift_case("weight_grad", 1024, 3072, 768, HALF),
     "tiled-weight_grad": gather_case("weight_grad", 1024, TILED, 8, HALF),
     "one-row-block": gather_case("forward", 1024, ONE_ROW_BLOCK, 768, HALF),
     "score-diag-1": score_case("diag", 1, HALF),
@@ -104,9 +110,11 @@ DOT = {
 SUM = {
     **{
         f"shift-{n}-{m}-{o}x{i}": shift_case(n, m, o, i, HALF)
-        for n in GATHER
+        for n in PRODUCTS
         for m, o, i in ((1, 768, 3072), (32, 768, 768), (1024, 3072, 768))
+        if (n, m) != ("weight_grad", 1024)
     },
+    "shift-weight_grad-single": shift_case("weight_grad", 1024, 3072, 768, SINGLE),
     "shift-forward-double": shift_case("forward", 1024, 768, 768, DOUBLE),
     "narrow-forward-1": gather_case("forward", 1, NARROW, 768, HALF),
     "narrow-input_grad": gather_case("input_grad", 1024, NARROW, 768, HALF),
@@ -115,24 +123,88 @@ SUM = {
     "fine-forward-1024": gather_case("forward", 1024, FINE, 8, HALF),
     "fine-input_grad-1": gather_case("input_grad", 1, FINE, 8, HALF),
     "fine-input_grad-1024": gather_case("input_grad", 1024, FINE, 8, HALF),
-    "fine-weight_grad": gather_case("weight_grad", 1024, FINE, 8, HALF),
+    "fine-weight_grad-16": gather_case("weight_grad", 16, FINE, 8, HALF),
+    "fine-weight_grad-single": gather_case("weight_grad", 1024, FINE, 8, SINGLE),
     "one-row-block-weight_grad": gather_case("weight_grad", 1024, ONE_ROW_BLOCK, 768, DOUBLE),
     "score-diag-1-double": score_case("diag", 1, DOUBLE),
     "score-nm-1-double": score_case("nm", 1, DOUBLE),
 }
 
 
+WIDE = {
+    "shift-forward-1-collect": shift_case("forward", 1, 768, 3072, HALF, permuted=False),
+    **{
+        f"shift-{n}-{m}-{dtype}": shift_case(n, m, 768, 768, dtype, permuted=False)
+        for n in ("forward", "input_grad")
+        for m in (16, 1024)
+        for dtype in (HALF, SINGLE)
+    },
+    **{f"block-{n}-{m}": DOT[f"block-{n}-{m}"] for n in PRODUCTS for m in (1, 1024)},
+    "tiled-forward": DOT["tiled-forward"],
+    "fine-forward-1024": SUM["fine-forward-1024"],
+    "fine-input_grad-1024": SUM["fine-input_grad-1024"],
+}
+MANY = 2**20
+LONG = {
+    "shift": shift_case("forward", MANY, 4096, 4096, HALF),
+    "shift-weight_grad": shift_case("weight_grad", MANY, 4096, 4096, HALF),
+    **{
+        f"block-{n}": gather_case(n, MANY, (64, 6, 64, 64), 4096, HALF, features=4096)
+        for n in PRODUCTS
+    },
+    "fine": gather_case("forward", MANY, (4096, 512, 1, 1), 8, HALF, features=4096),
+}
+HELPERS = (
+    "copy_kernel",
+    "inverse_kernel",
+    "sum_parts_kernel",
+    "entry_lists_kernel",
+    "diagonal_slots_kernel",
+)
+
+
+def main_launch(call: Case) -> Launch:
+    """The launch that does the arithmetic, of those that also copy, list or add up."""
+    return next(launch for launch in recorded(call) if launch.name not in HELPERS)
+
+
 @pytest.mark.parametrize("arch", SHARED_LIMIT)
 @pytest.mark.parametrize("name", [*DOT, *SUM])
-def test_compiles_without_spills_and_within_shared_memory(
-    name: str, arch: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    module, call = (DOT | SUM)[name]
-    launches = recorded(monkeypatch, module, call)
-    assert len(launches) == 1
-    binary = compiled(launches[0], arch, tmp_path)
-    assert (binary.stack, binary.local) == (0, 0), "spilled registers"
-    assert 0 < binary.registers <= 255
-    assert binary.shared <= SHARED_LIMIT[arch]
+def test_compiles_without_spills_and_within_shared_memory(name: str, arch: int) -> None:
+    call = (DOT | SUM)[name]
+    for launch in recorded(call):
+        binary = compiled(launch, arch)
+        assert (binary.stack, binary.local) == (0, 0), f"{launch.name} spills registers"
+        assert 0 < binary.registers <= 255
+        assert binary.shared <= SHARED_LIMIT[arch]
     if name in DOT and not name.endswith("single"):
-        assert any(instruction in binary.ptx for instruction in MATRIX_INSTRUCTIONS)
+        assert compiled(main_launch(call), arch).has_matrix_instructions
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_reads_and_writes_128_bits_at_a_time(name: str) -> None:
+    launch = main_launch(WIDE[name])
+    binary = compiled(launch, 90)
+    assert binary.wide_loads() > 0
+    if "1024" in name:
+        assert binary.wide_stores() > 0
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_offsets_have_64_bits_where_sizes_ask_for_it(name: str) -> None:
+    launch = main_launch(LONG[name])
+    assert launch.constants["LONG"]
+    assert not main_launch((DOT | SUM)["block-forward-1024"]).constants["LONG"]
+    binary = compiled(launch, 90)
+    assert (binary.stack, binary.local) == (0, 0)
+
+
+def test_float32_multiplies_in_tf32_only_where_torch_does() -> None:
+    call = DOT["block-forward-single"]
+    assert not compiled(main_launch(call), 90).has_matrix_instructions
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        assert compiled(main_launch(call), 90).has_matrix_instructions
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before

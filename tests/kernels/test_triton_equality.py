@@ -31,9 +31,9 @@ def run_suite(suite: Path, interpret: bool) -> None:
     assert done.returncode == 0, f"{done.stdout[-6000:]}\n{done.stderr[-2000:]}"
 
 
-def test_there_is_a_suite_per_kernel() -> None:
+def test_there_is_a_suite_per_kernel_and_one_for_layouts() -> None:
     names = {suite.stem.removesuffix("_equality") for suite in SUITES}
-    assert names == {"shift", "gather_gemm", "growth_score"}
+    assert names == {"shift", "gather_gemm", "growth_score", "layout"}
 
 
 @pytest.mark.parametrize("suite", SUITES, ids=lambda suite: suite.stem)

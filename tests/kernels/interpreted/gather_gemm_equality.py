@@ -13,7 +13,7 @@ from padst_fx.kernels.gather_gemm import triton_launch
 
 __all__ = ["poisoned_memory"]
 
-MANY_TOKENS = Setting(tokens=130, dtype=torch.bfloat16, activation="silu", layout="columns")
+MANY_TOKENS = Setting(tokens=70, dtype=torch.bfloat16, activation="silu", layout="columns")
 CHOSEN = [*SETTINGS[:-1], MANY_TOKENS]
 LARGE = ("block-80", "nm-1:300")
 LARGE_SETTINGS = (SETTINGS[0], SETTINGS[2])

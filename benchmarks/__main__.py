@@ -1,0 +1,107 @@
+"""`python -m benchmarks`: what the sparse ops and models cost against dense ones, on this CPU.
+
+Prints a table each and writes `<table>.csv` and `<table>.png`. Everything is checked against
+dense results first; the exit status is 1 if anything was wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch._inductor import config as inductor
+
+from benchmarks import (
+    cold_start,
+    cost_records,
+    kernels,
+    machine,
+    memory,
+    models,
+    results_file,
+    training,
+    updates,
+)
+from benchmarks.settings import Settings
+from benchmarks.structures import STRUCTURES
+from benchmarks.table import Table
+
+TABLES: dict[str, Callable[[Settings], Table]] = {
+    "kernels": kernels.run,
+    "models": models.run,
+    "training": training.run,
+    "updates": updates.run,
+    "memory": memory.run,
+    "cold-start": cold_start.run,
+}
+QUICK_FOLDER = Path("build/benchmarks")
+QUICK_ROUNDS, ROUNDS = 5, 20
+
+
+def arguments(given: list[str] | None = None) -> argparse.Namespace:
+    """The command line, checked."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("tables", nargs="*", metavar="table", help=f"any of {', '.join(TABLES)}")
+    parser.add_argument(
+        "--quick", action="store_true", help=f"less of everything, into {QUICK_FOLDER}; 3 minutes"
+    )
+    parser.add_argument("--rounds", type=int, help=f"default {ROUNDS}, with --quick {QUICK_ROUNDS}")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="STRUCTURE", help="as in the tables; repeat"
+    )
+    parser.add_argument("--output", type=Path, help=f"default {results_file.RESULTS}")
+    parser.add_argument(
+        "--record-costs",
+        action="store_true",
+        help="let the cost model of the package know this machine's forward times",
+    )
+    found = parser.parse_args(given)
+    for kind, names, valid in (
+        ("table", found.tables, TABLES), ("structure", found.only, STRUCTURES)
+    ):  # fmt: skip
+        for name in names:
+            if name not in valid:
+                parser.error(f"unknown {kind} {name!r}; valid: {', '.join(valid)}")
+    if found.rounds is not None and found.rounds < 1:
+        parser.error(f"--rounds must be at least 1, got {found.rounds}")
+    if found.record_costs and (found.quick or "kernels" not in (found.tables or TABLES)):
+        parser.error("--record-costs needs the whole table kernels, without --quick")
+    return found
+
+
+def main() -> int:
+    """Run the tables asked for; 1 if a result was wrong."""
+    asked = arguments()
+    rounds = asked.rounds or (QUICK_ROUNDS if asked.quick else ROUNDS)
+    settings = Settings(asked.quick, rounds, tuple(asked.only))
+    folder = asked.output or (QUICK_FOLDER if asked.quick else results_file.RESULTS)
+    # Inductor's worker processes go on for a while and would take cores from what is timed.
+    inductor.compile_threads = 1
+    print(", ".join(f"{key} {value}" for key, value in machine.describe().items() if value))
+    wrong = 0
+    for name in asked.tables or TABLES:
+        torch.manual_seed(0)
+        start = time.perf_counter()
+        table = TABLES[name](settings)
+        print(f"\n{table}")
+        for path in results_file.write_table(table, folder):
+            print(f"written to {path}")
+        print(f"took {time.perf_counter() - start:.0f} s", flush=True)
+        wrong += table.wrong
+        if asked.record_costs and name == "kernels":
+            print(f"costs written to {', '.join(map(str, cost_records.write(table.rows)))}")
+    if wrong:
+        print(f"\n{wrong} results were wrong; they have no speed", file=sys.stderr)
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
