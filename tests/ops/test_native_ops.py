@@ -1,0 +1,188 @@
+"""The C++ kernels behind the ops: layouts, threads, and what is kept between calls."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+import torch
+from torch import Tensor
+
+import padst_fx
+from padst_fx import SparseLinear
+from padst_fx.kernels.native import isa, load
+
+pytestmark = pytest.mark.skipif(isa.chosen() == "torch", reason="the C++ kernels are turned off")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def built() -> None:
+    assert load.loaded()
+
+
+STRUCTURES = {
+    "diag": padst_fx.Diag(),
+    "diag-16": padst_fx.Diag(width=16),
+    "block-8": padst_fx.Block(8),
+    "nm": padst_fx.NM(1, 10),
+    "nm-tile": padst_fx.NM(1, 10, tile=16),
+}
+
+
+def layer(name: str, out: int = 96, inputs: int = 160, **options: object) -> SparseLinear:
+    torch.manual_seed(0)
+    sparsity = None if name.startswith("nm") else 0.8
+    return SparseLinear(inputs, out, STRUCTURES[name], sparsity, permutation="random", **options)
+
+
+def dense(of: SparseLinear, x: Tensor) -> Tensor:
+    assert of.bias is not None
+    return x.double() @ of.dense_weight().detach().double().t() + of.bias.detach().double()
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_any_layout_of_the_input(name: str) -> None:
+    sparse = layer(name)
+    base = torch.randn(6, 5, 4, 160)
+    layouts = {
+        "five dimensions": base.unsqueeze(1),
+        "transposed": base.transpose(0, 2),
+        "features not adjacent": torch.randn(160, 7).t(),
+        "expanded": torch.randn(160).expand(9, 160),
+        "every other row": torch.randn(10, 160)[::2],
+        "a slice of features": torch.randn(5, 200)[:, 20:180],
+        "one vector": torch.randn(160),
+        "no rows": torch.randn(0, 3, 160),
+    }
+    for layout, x in layouts.items():
+        y = sparse(x)
+        assert y.shape == (*x.shape[:-1], 96), layout
+        torch.testing.assert_close(y.double(), dense(sparse, x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("tokens", [1, 16, 130])
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_threads_change_nothing_but_rounding(name: str, tokens: int) -> None:
+    sparse, x = layer(name, 192, 320), torch.randn(tokens, 320, requires_grad=True)
+
+    def products() -> tuple[Tensor, ...]:
+        y = sparse(x)
+        return (y, *torch.autograd.grad(y.square().sum(), (x, sparse.values)))
+
+    before = torch.get_num_threads()
+    try:
+        results = {}
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results[threads] = products()
+            for first, second in zip(results[threads], products(), strict=True):
+                assert torch.equal(first, second), f"not deterministic on {threads} threads"
+    finally:
+        torch.set_num_threads(before)
+    for threads in (2, 3):
+        for alone, together in zip(results[1], results[threads], strict=True):
+            torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_nan_and_infinity_pass_through(name: str) -> None:
+    sparse = layer(name)
+    x = torch.randn(20, 160)
+    x[3], x[7] = torch.nan, torch.inf
+    y = sparse(x)
+    assert y[3].isnan().all()
+    assert not y[7].isfinite().any()
+    rest = [row for row in range(20) if row not in (3, 7)]
+    torch.testing.assert_close(y[rest].double(), dense(sparse, x[rest]), rtol=1e-5, atol=1e-5)
+
+
+def test_operands_of_another_shape_are_named() -> None:
+    sparse = layer("diag")
+    x, index, perm = torch.randn(2, 160), sparse.index, sparse.perm
+    empty = torch.empty(0)
+    shift = torch.ops.padst.shift
+    with pytest.raises(RuntimeError, match=r"values of shape \[32, 96\], got \[31, 96\]"):
+        shift(x, sparse.values[1:], index, perm, empty, 96, "none")
+    with pytest.raises(RuntimeError, match="perm of length 0 or 160, got 159"):
+        shift(x, sparse.values, index, perm[1:], empty, 96, "none")
+    with pytest.raises(RuntimeError, match="bias of length 0 or 96, got 95"):
+        shift(x, sparse.values, index, perm, torch.zeros(95), 96, "none")
+    with pytest.raises(RuntimeError, match="grad and x with as many rows, got 3 and 2"):
+        torch.ops.padst.shift_weight_grad(torch.randn(3, 96), x, index, perm)
+    with pytest.raises(ValueError, match=r"none, relu, gelu, gelu_tanh, silu; got 'tanh'"):
+        shift(x, sparse.values, index, perm, empty, 96, "tanh")
+
+
+def packed_count() -> int:
+    return torch.ops.padst.packed_count()
+
+
+def check_renewed(sparse: SparseLinear, call: torch.nn.Module) -> None:
+    """Packed weights of one token are made once for what values and index hold."""
+    x = torch.randn(1, sparse.in_features)
+
+    def count() -> int:
+        before = packed_count()
+        torch.testing.assert_close(call(x).double(), dense(sparse, x), rtol=1e-4, atol=1e-4)
+        return packed_count() - before
+
+    count()
+    assert count() == 0
+    with torch.no_grad():
+        sparse.values.mul_(2)
+        assert count() == 1 and count() == 0
+        sparse.values.data.mul_(-3)
+        assert count() == 1 and count() == 0
+        units = sparse.pattern.random_units(torch.Generator().manual_seed(3))
+        sparse.index.copy_(sparse.pattern.index_from_units(units))
+        assert count() == 1 and count() == 0
+    optimizer = torch.optim.SGD(sparse.parameters(), lr=0.1)
+    call(x).sum().backward()
+    optimizer.step()
+    assert count() == 1 and count() == 0
+
+
+def test_packed_weights_are_renewed_when_values_or_topology_change() -> None:
+    sparse = layer("nm")
+    check_renewed(sparse, sparse)
+
+
+def test_packed_weights_of_compiled_code() -> None:
+    sparse = layer("nm")
+    check_renewed(sparse, torch.compile(sparse, backend="padst"))
+
+
+def test_packed_weights_under_inference_mode() -> None:
+    sparse, x = layer("nm"), torch.randn(1, 160)
+    with torch.inference_mode():
+        sparse(x)
+        before = packed_count()
+        sparse(x)
+        assert packed_count() == before
+    with torch.no_grad():
+        sparse.values.mul_(2)
+    with torch.inference_mode():
+        y = sparse(x)
+    torch.testing.assert_close(y.double(), dense(sparse, x), rtol=1e-4, atol=1e-4)
+    assert packed_count() == before + 1
+
+
+def test_weights_made_under_inference_mode_are_packed_in_every_call() -> None:
+    with torch.inference_mode():
+        sparse, x = layer("nm"), torch.randn(1, 160)
+        before = packed_count()
+        for factor in (1, 2):
+            sparse.values.mul_(factor)
+            torch.testing.assert_close(sparse(x).double(), dense(sparse, x), rtol=1e-4, atol=1e-4)
+        assert packed_count() == before
+
+
+def test_packed_weights_go_with_the_values() -> None:
+    gc.collect()
+    before = torch.ops.padst.packed_bytes()
+    sparse = layer("nm")
+    sparse(torch.randn(1, 160))
+    assert torch.ops.padst.packed_bytes() > before
+    del sparse
+    gc.collect()
+    assert torch.ops.padst.packed_bytes() == before
