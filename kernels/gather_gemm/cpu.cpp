@@ -3,8 +3,14 @@
 
 #include <vector>
 
+#include "gather_gemm/few_tokens.h"
+#include "gather_gemm/packed_rows.h"
 #include "gather_gemm/product.h"
+#include "gather_gemm/single_entries.h"
+#include "gather_gemm/sorted_columns.h"
 #include "gather_gemm/weight_grad.h"
+#include "native/parallel.h"
+#include "native/scratch.h"
 
 namespace padst {
 namespace {
@@ -51,43 +57,101 @@ const int32_t* map_of(const std::vector<int32_t>& map) {
 // Rows of blocked features as sums over the entries of their row block.
 template <class T>
 void gather_product(const T* x, int64_t ldx, const int32_t* x_map, const T* values,
-                    const Columns& columns, Epilogue<T> epilogue, T* y, const int32_t* y_map,
-                    const GatherShape& shape) {
-  const Widened<T> wide(values, value_count(shape)), bias(epilogue.bias, blocked_features(shape));
-  const TermLists lists = gather_terms(columns, shape);
-  const Product<T> product{x, ldx, shape.tokens, shape.in_features, x_map, lists, shape.tile,
-                           shape.group, 1, shape.tile, wide.get(), bias.get(),
-                           epilogue.activation, y, y_map};
-  ProductRun<T>(product).run();
+                    const void* index, int index_bytes, Epilogue<T> epilogue, T* y,
+                    const int32_t* y_map, const GatherShape& shape) {
+  using A = Accumulator<T>;
+  const Product<T> product{x, ldx, shape.tokens, shape.in_features, x_map, epilogue, y, y_map};
+  if (shape.tokens <= kFewTokens<A> && fills_vectors<A>(shape.tile) && !y_map) {
+    const Columns columns(index, index_bytes, shape);
+    if (shape.tile % kLanes<A> == 0) return gather_few<Vector<A>>(product, values, columns, shape);
+    return gather_few<Vector<A, kSummed<A>>>(product, values, columns, shape);
+  }
+  const Widened<T> wide(values, value_count(shape));
+  if (shape.group == 1 && shape.tile == 1 && shape.entries) {
+    const Windows<A> windows(index, index_bytes, shape);
+    return run_product(product, RowSums<A>(windows, wide.get()));
+  }
+  const TermLists lists = gather_terms(Columns(index, index_bytes, shape), shape);
+  run_product(product,
+              GroupSums<A>(lists, shape.tile, shape.group, 1, shape.tile, wide.get()));
 }
 
 // The transposed product: columns as sums over the entries that cover them.
 template <class T>
 void scatter_product(const T* x, int64_t ldx, const int32_t* x_map, const T* values,
-                     const Columns& columns, Epilogue<T> epilogue, T* y, const int32_t* y_map,
-                     const GatherShape& shape) {
-  const Widened<T> wide(values, value_count(shape)), bias(epilogue.bias, shape.in_features);
-  const TermLists lists = scatter_terms(columns, shape);
-  const Product<T> product{x, ldx, shape.tokens, blocked_features(shape), x_map, lists,
-                           transposed_rows(shape), shape.tile, shape.tile, 1, wide.get(),
-                           bias.get(), epilogue.activation, y, y_map};
-  ProductRun<T>(product).run();
+                     const void* index, int index_bytes, Epilogue<T> epilogue, T* y,
+                     const int32_t* y_map, const GatherShape& shape) {
+  using A = Accumulator<T>;
+  const Product<T> product{x, ldx, shape.tokens, blocked_features(shape), x_map, epilogue, y,
+                           y_map};
+  if (shape.tokens <= kFewTokens<A> && fills_vectors<A>(shape.tile) && shape.group > 1) {
+    const TermLists lists = scatter_terms(Columns(index, index_bytes, shape), shape);
+    const int64_t group = transposed_rows(shape);
+    if (shape.tile % kLanes<A> == 0) {
+      return scatter_few<Vector<A>>(product, values, lists, group, shape.tile);
+    }
+    return scatter_few<Vector<A, kSummed<A>>>(product, values, lists, group, shape.tile);
+  }
+  const Widened<T> wide(values, value_count(shape));
+  if (shape.group == 1 && shape.window < shape.in_features && shape.entries) {
+    const Windows<A> windows(index, index_bytes, shape);
+    // Sorting costs as much as two vectors of tokens.
+    if (shape.tile == 1 && shape.tokens > 2 * kLanes<A>) {
+      const SortedColumns<A> sorted(windows, wide.get());
+      return run_product(product, SortedSums<A>(sorted));
+    }
+    return run_product(product, ColumnSums<A>(windows, wide.get()));
+  }
+  const TermLists lists = scatter_terms(Columns(index, index_bytes, shape), shape);
+  run_product(product, GroupSums<A>(lists, transposed_rows(shape), shape.tile, shape.tile, 1,
+                                    wide.get()));
+}
+
+// Parts of the tokens, one a thread, that are added up apart, or 1 where threads share all tokens.
+// Parts need memory for their sums; sharing moves packed tokens between the threads' caches.
+int64_t token_parts(int64_t tokens, int64_t sums) {
+  constexpr int64_t least_tokens = 64, most_sums = int64_t{1} << 23;
+  const int64_t parts = threads();
+  return tokens >= parts * least_tokens && sums * parts <= most_sums ? parts : 1;
 }
 
 template <class T>
 void outer_products(const T* gathered, int64_t gathered_stride, const int32_t* gathered_map,
                     const T* blocked, int64_t blocked_stride, const int32_t* blocked_map,
-                    const Columns& columns, T* dvalues, const GatherShape& shape) {
+                    const void* index, int index_bytes, T* dvalues, const GatherShape& shape) {
   using A = Accumulator<T>;
-  const int64_t count = value_count(shape);
+  const Columns columns(index, index_bytes, shape);
+  const Windows<A> windows(index, index_bytes, shape);
+  const bool single = shape.group == 1 && shape.tile == 1 && shape.entries;
+  const int64_t count = value_count(shape), parts = token_parts(shape.tokens, count);
   constexpr bool direct = std::is_same_v<T, A>;
-  std::vector<A> sums(direct ? 0 : count);
-  A* to = direct ? reinterpret_cast<A*>(dvalues) : sums.data();
-  std::fill(to, to + count, A{0});
-  const OuterProducts<T> products{gathered, gathered_stride, gathered_map, blocked,
-                                  blocked_stride, blocked_map, columns, shape, to};
-  OuterProductsRun<T>(products, shape.tokens).run();
-  if (!direct) std::transform(to, to + count, dvalues, [](A sum) { return narrow<T>(sum); });
+  Scratch scratch((parts - direct) * count * sizeof(A));
+  A* extra = scratch.template as<A>();
+  A* to = direct ? reinterpret_cast<A*>(dvalues) : extra + (parts - 1) * count;
+  const auto add = [&](int64_t part) {
+    const int64_t first = shape.tokens * part / parts, last = shape.tokens * (part + 1) / parts;
+    A* sums = part ? extra + (part - 1) * count : to;
+    std::fill_n(sums, count, A{0});
+    const OuterProducts<T> products{gathered + first * gathered_stride, gathered_stride,
+                                    gathered_map, blocked + first * blocked_stride, blocked_stride,
+                                    blocked_map, columns, single ? &windows : nullptr, shape,
+                                    sums};
+    OuterProductsRun<T>(products, last - first).run();
+  };
+  if (parts == 1) {
+    add(0);
+  } else {
+    parallel(parts, [&](int64_t first, int64_t last, int) {
+      for (int64_t part = first; part < last; ++part) add(part);
+    });
+  }
+  parallel(parts == 1 && direct ? 0 : count, [&](int64_t first, int64_t last, int) {
+    for (int64_t part = 1; part < parts; ++part) {
+      const A* from = extra + (part - 1) * count;
+      for (int64_t i = first; i < last; ++i) to[i] += from[i];
+    }
+    if (!direct) std::transform(to + first, to + last, dvalues + first, narrow<T>);
+  });
 }
 
 }  // namespace
@@ -95,92 +159,90 @@ void outer_products(const T* gathered, int64_t gathered_stride, const int32_t* g
 template <class T>
 void gather_gemm_forward(const T* x, int64_t ldx, const T* values, const void* index,
                          int index_bytes, const int32_t* perm, Epilogue<T> epilogue, T* y,
-                         GatherShape shape, const void*) {
-  const Columns columns(index, index_bytes, shape);
+                         GatherShape shape, const void* packed) {
   const auto map = inverse(perm, shape.in_features);
-  gather_product(x, ldx, map_of(map), values, columns, epilogue, y, nullptr, shape);
+  if constexpr (std::is_same_v<Accumulator<T>, float>) {
+    if (packed && PackedRows::used(shape)) {
+      const Windows<float> windows(index, index_bytes, shape);
+      const Product<T> product{x, ldx, shape.tokens, shape.in_features, map_of(map), epilogue, y,
+                               nullptr};
+      return gather_packed(product, windows, packed);
+    }
+  }
+  gather_product(x, ldx, map_of(map), values, index, index_bytes, epilogue, y, nullptr, shape);
 }
 
 template <class T>
 void gather_gemm_input_grad(const T* grad, int64_t ldg, const T* values, const void* index,
-                            int index_bytes, const int32_t* perm, T* dx, GatherShape shape,
-                            const void*) {
-  const Columns columns(index, index_bytes, shape);
+                            int index_bytes, const int32_t* perm, T* dx, GatherShape shape) {
   const auto map = inverse(perm, shape.in_features);
-  scatter_product<T>(grad, ldg, nullptr, values, columns, {nullptr, Activation::none}, dx,
-                     map_of(map), shape);
+  scatter_product<T>(grad, ldg, nullptr, values, index, index_bytes, {nullptr, Activation::none},
+                     dx, map_of(map), shape);
 }
 
 template <class T>
 void gather_gemm_weight_grad(const T* grad, int64_t ldg, const T* x, int64_t ldx,
                              const void* index, int index_bytes, const int32_t* perm, T* dvalues,
                              GatherShape shape) {
-  const Columns columns(index, index_bytes, shape);
   const auto map = inverse(perm, shape.in_features);
-  outer_products<T>(x, ldx, map_of(map), grad, ldg, nullptr, columns, dvalues, shape);
+  outer_products<T>(x, ldx, map_of(map), grad, ldg, nullptr, index, index_bytes,
+                    dvalues, shape);
 }
 
 template <class T>
 void scatter_gemm_forward(const T* x, int64_t ldx, const T* values, const void* index,
                           int index_bytes, const int32_t* perm, Epilogue<T> epilogue, T* y,
-                          GatherShape shape, const void*) {
-  const Columns columns(index, index_bytes, shape);
+                          GatherShape shape) {
   const auto map = inverse(perm, blocked_features(shape));
-  scatter_product(x, ldx, map_of(map), values, columns, epilogue, y, nullptr, shape);
+  scatter_product(x, ldx, map_of(map), values, index, index_bytes, epilogue, y, nullptr, shape);
 }
 
 template <class T>
 void scatter_gemm_input_grad(const T* grad, int64_t ldg, const T* values, const void* index,
-                             int index_bytes, const int32_t* perm, T* dx, GatherShape shape,
-                             const void*) {
-  const Columns columns(index, index_bytes, shape);
+                             int index_bytes, const int32_t* perm, T* dx, GatherShape shape) {
   const auto map = inverse(perm, blocked_features(shape));
-  gather_product<T>(grad, ldg, nullptr, values, columns, {nullptr, Activation::none}, dx,
-                    map_of(map), shape);
+  gather_product<T>(grad, ldg, nullptr, values, index, index_bytes, {nullptr, Activation::none},
+                    dx, map_of(map), shape);
 }
 
 template <class T>
 void scatter_gemm_weight_grad(const T* grad, int64_t ldg, const T* x, int64_t ldx,
                               const void* index, int index_bytes, const int32_t* perm, T* dvalues,
                               GatherShape shape) {
-  const Columns columns(index, index_bytes, shape);
   const auto map = inverse(perm, blocked_features(shape));
-  outer_products<T>(grad, ldg, nullptr, x, ldx, map_of(map), columns, dvalues, shape);
+  outer_products<T>(grad, ldg, nullptr, x, ldx, map_of(map), index, index_bytes,
+                    dvalues, shape);
 }
 
-int64_t gather_gemm_forward_packed_bytes(GatherShape) { return 0; }
-int64_t gather_gemm_input_grad_packed_bytes(GatherShape) { return 0; }
-int64_t scatter_gemm_forward_packed_bytes(GatherShape) { return 0; }
-int64_t scatter_gemm_input_grad_packed_bytes(GatherShape) { return 0; }
+int64_t gather_gemm_forward_packed_bytes(GatherShape shape) {
+  return PackedRows::used(shape) ? PackedRows(shape).bytes() : 0;
+}
 
 template <class T>
-void gather_gemm_forward_pack(const T*, const void*, int, GatherShape, void*) {}
-template <class T>
-void gather_gemm_input_grad_pack(const T*, const void*, int, GatherShape, void*) {}
-template <class T>
-void scatter_gemm_forward_pack(const T*, const void*, int, GatherShape, void*) {}
-template <class T>
-void scatter_gemm_input_grad_pack(const T*, const void*, int, GatherShape, void*) {}
+void gather_gemm_forward_pack(const T* values, const void* index, int index_bytes,
+                              GatherShape shape, void* packed) {
+  if constexpr (std::is_same_v<Accumulator<T>, float>) {
+    if (PackedRows::used(shape)) {
+      pack_rows(values, Windows<float>(index, index_bytes, shape), packed);
+    }
+  }
+}
 
 #define PADST_INSTANTIATE(T)                                                                     \
   template void gather_gemm_forward<T>(const T*, int64_t, const T*, const void*, int,            \
                                        const int32_t*, Epilogue<T>, T*, GatherShape,             \
                                        const void*);                                             \
   template void gather_gemm_input_grad<T>(const T*, int64_t, const T*, const void*, int,         \
-                                          const int32_t*, T*, GatherShape, const void*);         \
+                                          const int32_t*, T*, GatherShape);                      \
   template void gather_gemm_weight_grad<T>(const T*, int64_t, const T*, int64_t, const void*,    \
                                            int, const int32_t*, T*, GatherShape);                \
   template void scatter_gemm_forward<T>(const T*, int64_t, const T*, const void*, int,           \
-                                        const int32_t*, Epilogue<T>, T*, GatherShape,            \
-                                        const void*);                                            \
+                                        const int32_t*, Epilogue<T>, T*, GatherShape);           \
   template void scatter_gemm_input_grad<T>(const T*, int64_t, const T*, const void*, int,        \
-                                           const int32_t*, T*, GatherShape, const void*);        \
+                                           const int32_t*, T*, GatherShape);                     \
   template void scatter_gemm_weight_grad<T>(const T*, int64_t, const T*, int64_t, const void*,   \
                                             int, const int32_t*, T*, GatherShape);               \
-  template void gather_gemm_forward_pack<T>(const T*, const void*, int, GatherShape, void*);     \
-  template void gather_gemm_input_grad_pack<T>(const T*, const void*, int, GatherShape, void*);  \
-  template void scatter_gemm_forward_pack<T>(const T*, const void*, int, GatherShape, void*);    \
-  template void scatter_gemm_input_grad_pack<T>(const T*, const void*, int, GatherShape, void*);
+  template void gather_gemm_forward_pack<T>(const T*, const void*, int, GatherShape, void*);
 
 PADST_INSTANTIATE(float)
 PADST_INSTANTIATE(double)

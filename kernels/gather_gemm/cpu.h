@@ -7,14 +7,14 @@
 
 namespace padst {
 
-// values [row_blocks, entries, group, tile] and index [row_blocks, entries], whose entries point into
-// `in_features` features: the inputs in the gather form, the outputs in the scatter form.
+// values [row_blocks, entries, group, tile] and index [row_blocks, entries], whose entries point
+// into `in_features` features: the inputs in the gather form, the outputs in the scatter form.
 struct GatherShape {
   int64_t tokens, in_features, row_blocks, entries, group, tile, window;
 };
 
-// x, grad: rows of `ldx`, `ldg` elements. y, dx, dvalues: contiguous, written whole. index: uint8 or
-// int32 (index_bytes 1 or 4). perm, bias: null when absent.
+// x, grad: rows of `ldx`, `ldg` elements. y, dx, dvalues: contiguous, written whole. index: uint8
+// or int32 (index_bytes 1 or 4). perm, bias: null when absent.
 
 template <class T>
 void gather_gemm_forward(const T* x, int64_t ldx, const T* values, const void* index,
@@ -23,8 +23,7 @@ void gather_gemm_forward(const T* x, int64_t ldx, const T* values, const void* i
 
 template <class T>
 void gather_gemm_input_grad(const T* grad, int64_t ldg, const T* values, const void* index,
-                            int index_bytes, const int32_t* perm, T* dx, GatherShape shape,
-                            const void* packed);
+                            int index_bytes, const int32_t* perm, T* dx, GatherShape shape);
 
 template <class T>
 void gather_gemm_weight_grad(const T* grad, int64_t ldg, const T* x, int64_t ldx,
@@ -34,35 +33,23 @@ void gather_gemm_weight_grad(const T* grad, int64_t ldg, const T* x, int64_t ldx
 template <class T>
 void scatter_gemm_forward(const T* x, int64_t ldx, const T* values, const void* index,
                           int index_bytes, const int32_t* perm, Epilogue<T> epilogue, T* y,
-                          GatherShape shape, const void* packed);
+                          GatherShape shape);
 
 template <class T>
 void scatter_gemm_input_grad(const T* grad, int64_t ldg, const T* values, const void* index,
-                             int index_bytes, const int32_t* perm, T* dx, GatherShape shape,
-                             const void* packed);
+                             int index_bytes, const int32_t* perm, T* dx, GatherShape shape);
 
 template <class T>
 void scatter_gemm_weight_grad(const T* grad, int64_t ldg, const T* x, int64_t ldx,
                               const void* index, int index_bytes, const int32_t* perm, T* dvalues,
                               GatherShape shape);
 
-// Bytes of a packed form of the values worth keeping between calls; 0 where none is.
+// Bytes of a packed form of the values that is worth keeping between forwards, 0 where none is; it
+// goes into `packed`, which may be null all the same.
 int64_t gather_gemm_forward_packed_bytes(GatherShape shape);
-int64_t gather_gemm_input_grad_packed_bytes(GatherShape shape);
-int64_t scatter_gemm_forward_packed_bytes(GatherShape shape);
-int64_t scatter_gemm_input_grad_packed_bytes(GatherShape shape);
 
 template <class T>
 void gather_gemm_forward_pack(const T* values, const void* index, int index_bytes,
                               GatherShape shape, void* packed);
-template <class T>
-void gather_gemm_input_grad_pack(const T* values, const void* index, int index_bytes,
-                                 GatherShape shape, void* packed);
-template <class T>
-void scatter_gemm_forward_pack(const T* values, const void* index, int index_bytes,
-                               GatherShape shape, void* packed);
-template <class T>
-void scatter_gemm_input_grad_pack(const T* values, const void* index, int index_bytes,
-                                  GatherShape shape, void* packed);
 
 }  // namespace padst

@@ -10,13 +10,6 @@ namespace {
 
 using at::Tensor;
 
-enum PackedFunction {
-  kGatherForward = 2,
-  kGatherInputGrad = 3,
-  kScatterForward = 4,
-  kScatterInputGrad = 5,
-};
-
 // Index and permutation of a layer, with the features of the side that the index points into.
 struct Indexed {
   Indexed(const Tensor& index_, const Tensor& perm_)
@@ -43,14 +36,14 @@ struct Indexed {
     return {tokens, features, index.size(0), index.size(1), group, tile, window};
   }
 
+  // The packed form of the values that the forward reads, null where there is none.
   template <class T>
-  Packed packed(PackedFunction function, const Tensor& values, const GatherShape& shape,
-                int64_t bytes, void (*pack)(const T*, const void*, int, GatherShape, void*)) const {
+  Packed packed(const Tensor& values, const GatherShape& shape) const {
+    const int64_t bytes = gather_gemm_forward_packed_bytes(shape);
     if (!bytes) return nullptr;
-    const PackedForm form{function, bytes, shape.in_features, shape.row_blocks * shape.tile,
-                          shape.window};
+    const PackedForm form{bytes, shape.in_features, shape.row_blocks * shape.tile, shape.window};
     return packed_weights(values, index, form, [&](void* memory) {
-      pack(present<T>(values), data(), this->bytes(), shape, memory);
+      gather_gemm_forward_pack<T>(present<T>(values), data(), this->bytes(), shape, memory);
     });
   }
 
@@ -78,9 +71,7 @@ Tensor gather_gemm_op(const Tensor& x, const Tensor& values_, const Tensor& inde
   Tensor y = empty_rows(x, blocked_features(shape));
   for_dtype(x, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    const Packed packed =
-        indexed.packed<T>(kGatherForward, values, shape, gather_gemm_forward_packed_bytes(shape),
-                          gather_gemm_forward_pack<T>);
+    const Packed packed = indexed.packed<T>(values, shape);
     gather_gemm_forward<T>(rows.data<T>(), rows.stride, present<T>(values), indexed.data(),
                            indexed.bytes(), indexed.perm_data(), {present<T>(bias), act},
                            static_cast<T*>(y.mutable_data_ptr()), shape, packed.get());
@@ -100,12 +91,9 @@ Tensor gather_gemm_input_grad_op(const Tensor& grad, const Tensor& values_, cons
   Tensor dx = empty_rows(grad, in_features);
   for_dtype(grad, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    const Packed packed = indexed.packed<T>(kGatherInputGrad, values, shape,
-                                            gather_gemm_input_grad_packed_bytes(shape),
-                                            gather_gemm_input_grad_pack<T>);
     gather_gemm_input_grad<T>(rows.data<T>(), rows.stride, present<T>(values), indexed.data(),
                               indexed.bytes(), indexed.perm_data(),
-                              static_cast<T*>(dx.mutable_data_ptr()), shape, packed.get());
+                              static_cast<T*>(dx.mutable_data_ptr()), shape);
   });
   return dx;
 }
@@ -147,12 +135,9 @@ Tensor scatter_gemm_op(const Tensor& x, const Tensor& values_, const Tensor& ind
   Tensor y = empty_rows(x, out_features);
   for_dtype(x, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    const Packed packed =
-        indexed.packed<T>(kScatterForward, values, shape, scatter_gemm_forward_packed_bytes(shape),
-                          scatter_gemm_forward_pack<T>);
     scatter_gemm_forward<T>(rows.data<T>(), rows.stride, present<T>(values), indexed.data(),
                             indexed.bytes(), indexed.perm_data(), {present<T>(bias), act},
-                            static_cast<T*>(y.mutable_data_ptr()), shape, packed.get());
+                            static_cast<T*>(y.mutable_data_ptr()), shape);
   });
   return y;
 }
@@ -168,12 +153,9 @@ Tensor scatter_gemm_input_grad_op(const Tensor& grad, const Tensor& values_, con
   Tensor dx = empty_rows(grad, blocked_features(shape));
   for_dtype(grad, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    const Packed packed = indexed.packed<T>(kScatterInputGrad, values, shape,
-                                            scatter_gemm_input_grad_packed_bytes(shape),
-                                            scatter_gemm_input_grad_pack<T>);
     scatter_gemm_input_grad<T>(rows.data<T>(), rows.stride, present<T>(values), indexed.data(),
                                indexed.bytes(), indexed.perm_data(),
-                               static_cast<T*>(dx.mutable_data_ptr()), shape, packed.get());
+                               static_cast<T*>(dx.mutable_data_ptr()), shape);
   });
   return dx;
 }

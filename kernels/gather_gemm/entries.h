@@ -73,14 +73,14 @@ inline TermLists gather_terms(const Columns& columns, const GatherShape& shape) 
   return lists;
 }
 
-// Columns that an output group of the transposed product holds: a whole entry where they all line up.
+// Columns in an output group of the transposed product: a whole entry where they all line up.
 inline int64_t transposed_rows(const GatherShape& shape) {
   const bool aligned = shape.window % shape.group == 0 && shape.in_features % shape.group == 0;
   return aligned ? shape.group : 1;
 }
 
-// Output group = `transposed_rows` columns; a term covers the `tile` rows of an entry. Row blocks come
-// in their order.
+// Output group = `transposed_rows` columns; a term covers the `tile` rows of an entry. Row blocks
+// come in their order.
 inline TermLists scatter_terms(const Columns& columns, const GatherShape& shape) {
   const int64_t rows = transposed_rows(shape), parts = shape.group / rows;
   const int64_t size = shape.group * shape.tile;

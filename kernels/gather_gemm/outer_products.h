@@ -1,12 +1,25 @@
 // Outer products of a few gathered columns with the lanes of a row block, summed over tokens.
 #pragma once
 
+#include <algorithm>
+
 #include "native/simd.h"
 
 namespace padst {
 
-// Tokens of a packed tile: the distance between its columns.
-constexpr int64_t kTileTokens = 128;
+// A packed tile: kPlanes vectors of tokens. Vectors of 16 adjacent columns lie side by side, then
+// come those of their next tokens.
+constexpr int64_t kPlanes = 8, kSide = 16;
+
+inline int64_t packed_row(int64_t column) {
+  return column / kSide * (kSide * kPlanes) + column % kSide;
+}
+
+// Whether row blocks fill vectors of the accumulation type.
+template <class A>
+bool fills_vectors(int64_t tile) {
+  return tile % kLanes<A> == 0 || (tile % 8 == 0 && kLanes<A> == 16);
+}
 
 // COLUMNS x ROWS vectors of results, added to `to`. Columns are adjacent where NEXT, else anywhere.
 template <class V, int COLUMNS, int ROWS, bool NEXT>
@@ -22,15 +35,18 @@ void add_outer(const Element<V>* const* columns, const Element<V>* rows, int64_t
   }
   const A* column[COLUMNS];
 #pragma GCC unroll 16
-  for (int c = 0; c < COLUMNS; ++c) column[c] = NEXT ? columns[0] + c * kTileTokens : columns[c];
-  for (int64_t t = 0; t < tokens; ++t) {
-    V row[ROWS];
+  for (int c = 0; c < COLUMNS; ++c) column[c] = NEXT ? columns[0] + c * kLanes<A> : columns[c];
+  for (int64_t start = 0; start < tokens; start += kLanes<A>) {
+    const int64_t plane = start * kSide, count = std::min<int64_t>(kLanes<A>, tokens - start);
+    for (int64_t t = plane; t < plane + count; ++t, rows += tile) {
+      V row[ROWS];
 #pragma GCC unroll 2
-    for (int r = 0; r < ROWS; ++r) row[r] = load<V>(rows + t * tile + r * lanes);
+      for (int r = 0; r < ROWS; ++r) row[r] = load<V>(rows + r * lanes);
 #pragma GCC unroll 16
-    for (int c = 0; c < COLUMNS; ++c) {
+      for (int c = 0; c < COLUMNS; ++c) {
 #pragma GCC unroll 2
-      for (int r = 0; r < ROWS; ++r) total[c][r] += row[r] * column[c][t];
+        for (int r = 0; r < ROWS; ++r) total[c][r] += row[r] * column[c][t];
+      }
     }
   }
 #pragma GCC unroll 16
@@ -56,16 +72,16 @@ void add_outer_rows(const Element<V>* const* columns, const Element<V>* rows, in
   }
 }
 
-// The outer products of `count` columns, of which each `group` are adjacent.
+// The outer products of `count` columns, of which each `adjacent` lie side by side.
 template <class V>
-void add_outer_columns(const Element<V>* const* columns, int64_t count, int64_t group,
+void add_outer_columns(const Element<V>* const* columns, int64_t count, int64_t adjacent,
                        const Element<V>* rows, int64_t tile, int64_t tokens, Element<V>* to) {
   int64_t c = 0;
-  if (group % 16 == 0 && tile < 2 * kLanesOf<V>) {
+  if (adjacent % 16 == 0 && tile < 2 * kLanesOf<V>) {
     for (; c + 16 <= count; c += 16) {
       add_outer_rows<V, 16, true>(columns + c, rows, tile, tokens, to + c * tile);
     }
-  } else if (group % 8 == 0) {
+  } else if (adjacent % 8 == 0) {
     for (; c + 8 <= count; c += 8) {
       add_outer_rows<V, 8, true>(columns + c, rows, tile, tokens, to + c * tile);
     }

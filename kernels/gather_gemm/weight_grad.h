@@ -1,12 +1,16 @@
 // Sums of outer products over tokens, kept only under the index.
 #pragma once
 
+#include <initializer_list>
+
+#include "gather_gemm/dots.h"
 #include "gather_gemm/entries.h"
-#include "gather_gemm/feature_major.h"
 #include "gather_gemm/outer_products.h"
+#include "gather_gemm/windows.h"
 #include "native/parallel.h"
 #include "native/scratch.h"
 #include "native/simd.h"
+#include "native/transpose.h"
 
 namespace padst {
 
@@ -15,54 +19,18 @@ template <class T>
 struct OuterProducts {
   const T* gathered;
   int64_t gathered_stride;
-  const int32_t* gathered_map;  // the tile row of a feature
+  const int32_t* gathered_map;  // the column that a feature is
   const T* blocked;
   int64_t blocked_stride;
   const int32_t* blocked_map;
   const Columns& columns;
+  const Windows<Accumulator<T>>* windows;  // null unless an entry is one value
   const GatherShape& shape;
   Accumulator<T>* dvalues;  // zeros at first
 };
 
-// The most elements of all packed tiles of a step.
-constexpr int64_t kPackedElements = int64_t{1} << 21;
-
-// COLUMNS x ROWS dot products over `vectors` vectors of tokens, added to `to`.
-template <class A, int COLUMNS, int ROWS>
-void add_dots(const A* const* columns, const A* rows, int64_t row_stride, int64_t vectors, A* to,
-              int64_t to_stride) {
-  using V = Vector<A>;
-  V total[COLUMNS][ROWS] = {};
-  for (int64_t i = 0; i < vectors * kLanes<A>; i += kLanes<A>) {
-    V row[ROWS];
-#pragma GCC unroll 4
-    for (int r = 0; r < ROWS; ++r) row[r] = load<V>(rows + r * row_stride + i);
-#pragma GCC unroll 8
-    for (int c = 0; c < COLUMNS; ++c) {
-      const V column = load<V>(columns[c] + i);
-#pragma GCC unroll 4
-      for (int r = 0; r < ROWS; ++r) total[c][r] += column * row[r];
-    }
-  }
-  for (int c = 0; c < COLUMNS; ++c) {
-    for (int r = 0; r < ROWS; ++r) to[c * to_stride + r] += sum(total[c][r]);
-  }
-}
-
-template <class A, int COLUMNS>
-void add_dot_rows(const A* const* columns, const A* rows, int64_t count, int64_t row_stride,
-                  int64_t vectors, A* to, int64_t to_stride) {
-  const auto step = [&](auto n, auto kernel) {
-    for (; count >= n; count -= n) {
-      kernel(columns, rows, row_stride, vectors, to, to_stride);
-      rows += n * row_stride;
-      to += n;
-    }
-  };
-  if constexpr (COLUMNS <= 4) step(4, add_dots<A, COLUMNS, 4>);
-  if constexpr (COLUMNS <= 4) step(2, add_dots<A, COLUMNS, 2>);
-  step(1, add_dots<A, COLUMNS, 1>);
-}
+// Elements of the packed tiles of a step, for each thread: they are read from its nearby cache.
+constexpr int64_t kPackedElements = int64_t{1} << 17;
 
 template <class T>
 class OuterProductsRun {
@@ -75,138 +43,221 @@ class OuterProductsRun {
         gathered_(products.shape.in_features),
         blocked_(products.shape.row_blocks * products.shape.tile),
         tokens_(tokens),
-        lanes_(tile_ % kLanes<A> == 0 || (tile_ % 8 == 0 && kLanes<A> == 16)),
+        single_(products.windows != nullptr),
+        lanes_(fills_vectors<A>(tile_)),
         packs_blocked_(!lanes_ || products.blocked_map) {}
 
   void run() {
-    const int64_t per_tile = tile_features() * kTileTokens;
-    const int64_t step = std::max<int64_t>(1, kPackedElements / per_tile) * kTileTokens;
+    const int64_t count = packs_blocked_ ? blocked_ : 0;
+    const auto padded = [&](int64_t features) {
+      return lanes_ ? (features + kSide - 1) / kSide * kSide * kPlanes : features;
+    };
+    blocked_at_ = padded(gathered_) * kLane;
+    plane_ = (lanes_ ? kSide : gathered_ + count) * kLane;
+    tile_size_ = (padded(gathered_) + padded(count)) * kLane * (lanes_ ? 1 : kPlanes);
+    const Side gathered{p_.gathered, p_.gathered_stride, gathered_,
+                        packed_rows(p_.gathered_map, gathered_), 0};
+    const Side blocked{p_.blocked, p_.blocked_stride, count, packed_rows(p_.blocked_map, count),
+                       blocked_at_};
+    const int64_t step_tiles = threads() * kPackedElements / tile_size_;
+    const int64_t step = std::max<int64_t>(1, step_tiles) * kTileTokens;
     const int64_t tiles = (std::min(step, tokens_) + kTileTokens - 1) / kTileTokens;
-    Scratch scratch(tiles * per_tile * sizeof(A));
+    Scratch scratch(tiles * tile_size_ * sizeof(A));
+    A* packed = scratch.template as<A>();
     for (int64_t start = 0; start < tokens_; start += step) {
-      add_tokens(start, std::min(step, tokens_ - start), scratch.template as<A>());
+      const int64_t tokens = std::min(step, tokens_ - start);
+      pack({&gathered, &blocked}, start, tokens, packed);
+      add_up(start, tokens, packed);
     }
   }
 
  private:
-  int64_t tile_features() const { return gathered_ + (packs_blocked_ ? blocked_ : 0); }
+  // One side of the products and where in a tile it is packed.
+  struct Side {
+    const T* rows;
+    int64_t stride, features;
+    std::vector<int32_t> packed_rows;
+    int64_t at;
+  };
 
-  // Tokens [start, start + count): all are packed, then each thread adds up its own row blocks.
-  void add_tokens(int64_t start, int64_t count, A* packed) const {
-    const int64_t tiles = (count + kTileTokens - 1) / kTileTokens;
-    const auto tile_tokens = [&](int64_t tile) {
-      return std::min(kTileTokens, count - tile * kTileTokens);
-    };
-    const auto tile_at = [&](int64_t tile) { return packed + tile * tile_features() * kTileTokens; };
-    const int64_t chunks = (tile_features() + kChunk - 1) / kChunk;
-    parallel(tiles * chunks, [&](int64_t first, int64_t last, int) {
-      for (int64_t task = first; task < last; ++task) {
-        const int64_t tile = task / chunks;
-        pack(task % chunks * kChunk, start + tile * kTileTokens, tile_tokens(tile), tile_at(tile));
-      }
-    });
+  // Where in a plane a column is.
+  int64_t row_of(int64_t column) const { return lanes_ ? packed_row(column) : column; }
+
+  std::vector<int32_t> packed_rows(const int32_t* map, int64_t features) const {
+    std::vector<int32_t> rows(features);
+    for (int64_t f = 0; f < features; ++f) {
+      rows[f] = static_cast<int32_t>(row_of(map ? map[f] : f));
+    }
+    return rows;
+  }
+
+  // Packs tokens [start, start + count), a task for each plane and chunk of features.
+  void pack(std::initializer_list<const Side*> sides, int64_t start, int64_t count,
+            A* packed) const {
+    const int64_t planes = (count + kLane - 1) / kLane;
+    for (const Side* side : sides) {
+      const int64_t chunks = (side->features + kChunk - 1) / kChunk;
+      parallel(planes * chunks, [&](int64_t first, int64_t last, int) {
+        for (int64_t task = first; task < last; ++task) {
+          const int64_t plane = task / chunks, feature = task % chunks * kChunk;
+          A* to = packed + plane / kPlanes * tile_size_ + side->at +
+                  plane % kPlanes * plane_;
+          pack_features(side->rows + (start + plane * kLane) * side->stride, side->stride,
+                        std::min(kLane, count - plane * kLane), feature,
+                        std::min(feature + kChunk, side->features), side->packed_rows.data(), 1,
+                        to);
+        }
+      });
+    }
+  }
+
+  // Each thread adds up its own row blocks.
+  void add_up(int64_t start, int64_t count, const A* packed) const {
     parallel(p_.shape.row_blocks, [&](int64_t first, int64_t last, int) {
       Scratch scratch(kTileTokens * tile_ * sizeof(A));
-      for (int64_t tile = 0; tile < tiles; ++tile) {
+      for (int64_t token = 0; token < count; token += kTileTokens) {
+        const A* tile = packed + token / kTileTokens * tile_size_;
+        const int64_t tokens = std::min(kTileTokens, count - token);
+        if (single_) {
+          add_single_entries(first, last, tokens, tile);
+          continue;
+        }
         for (int64_t r = first; r < last; ++r) {
-          const int64_t token = start + tile * kTileTokens;
           if (lanes_) {
-            add_with_lanes(r, token, tile_tokens(tile), tile_at(tile), scratch.template as<A>());
+            A* rows = scratch.template as<A>();
+            collect_rows(r, start + token, tokens, tile, rows);
+            add_with_lanes(r, tokens, tile, rows);
           } else {
-            add_with_dots(r, tile_tokens(tile), tile_at(tile));
+            add_with_dots(r, tokens, tile);
           }
         }
       }
     });
   }
 
-  // The features [first, first + kChunk) of both sides, one after the other.
-  void pack(int64_t first, int64_t token, int64_t tokens, A* to) const {
-    const int64_t last = std::min(first + kChunk, tile_features());
-    const int64_t middle = std::clamp(gathered_, first, last);
-    const auto part = [&](const T* rows, int64_t stride, const int32_t* map, int64_t from,
-                          int64_t count, A* at) {
-      if (count <= 0) return;
-      to_feature_major(rows + token * stride + from, stride, tokens, count, map ? map + from : map,
-                       map ? at : at + from * kTileTokens, padded(tokens), kTileTokens);
-    };
-    part(p_.gathered, p_.gathered_stride, p_.gathered_map, first, middle - first, to);
-    part(p_.blocked, p_.blocked_stride, p_.blocked_map, middle - gathered_, last - middle,
-         to + gathered_ * kTileTokens);
-  }
-
-  static int64_t padded(int64_t tokens) {
-    return (tokens + kLanes<A> - 1) / kLanes<A> * kLanes<A>;
-  }
-
   // The lanes of a row block, token-major.
-  void collect_rows(int64_t r, int64_t token, int64_t tokens, const A* packed, A* rows) const {
+  void collect_rows(int64_t r, int64_t token, int64_t tokens, const A* tile, A* rows) const {
+    constexpr int64_t n = std::is_same_v<A, float> && kLane >= 8 ? 8 : kLane;
+    using V = Vector<A, n>;
     if (packs_blocked_) {
-      from_feature_major<A>(packed + (gathered_ + r * tile_) * kTileTokens, kTileTokens, nullptr,
-                            tokens, tile_, rows, tile_);
+      // As many features at a time as lie side by side, wherever the row block begins.
+      const int64_t step = tile_ % kSide == 0 ? kLane : n;
+      for (int64_t t = 0; t < tokens; t += kLane) {
+        for (int64_t v = 0; v < tile_; v += step) {
+          const int64_t last = std::min(v + step, tile_);
+          const int64_t feature = r * tile_ + v;
+          unpack_features(tile + blocked_at_ + (packed_row(feature) + t / kLane * kSide) * kLane, 1,
+                          nullptr, std::min(kLane, tokens - t), 0, last - v, rows + t * tile_ + v,
+                          tile_, [](Vector<A> x, int64_t, int64_t) { return x; });
+        }
+      }
       return;
     }
     const T* from = p_.blocked + token * p_.blocked_stride + r * tile_;
-    for (int64_t t = 0; t < tokens; ++t, from += p_.blocked_stride) {
-      for (int64_t v = 0; v < tile_; ++v) rows[t * tile_ + v] = widen(from[v]);
+    for (int64_t t = 0; t < tokens; ++t, from += p_.blocked_stride, rows += tile_) {
+      for (int64_t v = 0; v < tile_; v += n) store(rows + v, load<V>(from + v));
     }
   }
 
-  void add_with_lanes(int64_t r, int64_t token, int64_t tokens, const A* packed, A* rows) const {
-    collect_rows(r, token, tokens, packed, rows);
+  void add_with_lanes(int64_t r, int64_t tokens, const A* tile, const A* rows) const {
     const int64_t group = p_.shape.group;
     A* to = p_.dvalues + r * p_.shape.entries * group * tile_;
     const A* waiting[kWaiting];
     int64_t count = 0;
+    const int64_t adjacent = p_.shape.window % group ? 1 : group;
     const auto flush = [&] {
-      if (tile_ % kLanes<A> == 0) {
-        add_outer_columns<Vector<A>>(waiting, count, group, rows, tile_, tokens, to);
+      if (tile_ % kLane == 0) {
+        add_outer_columns<Vector<A>>(waiting, count, adjacent, rows, tile_, tokens, to);
       } else {
-        add_outer_columns<Vector<A, 8>>(waiting, count, group, rows, tile_, tokens, to);
+        add_outer_columns<Vector<A, 8>>(waiting, count, adjacent, rows, tile_, tokens, to);
       }
       to += count * tile_;
       count = 0;
     };
     p_.columns.each(r, [&](int64_t, int64_t column) {
       for (int64_t s = 0; s < group; ++s) {
-        waiting[count++] = packed + (column + s) * kTileTokens;
+        waiting[count++] = tile + packed_row(column + s) * kLane;
         if (count == kWaiting) flush();
       }
     });
     flush();
   }
 
-  void add_with_dots(int64_t r, int64_t tokens, const A* packed) const {
-    const int64_t vectors = padded(tokens) / kLanes<A>;
-    const A* rows = packed + (gathered_ + r * tile_) * kTileTokens;
-    A* to = p_.dvalues + r * p_.shape.entries * p_.shape.group * tile_;
-    const A* waiting[8];
+  void add_with_dots(int64_t r, int64_t tokens, const A* tile) const {
+    const int64_t planes = (tokens + kLane - 1) / kLane, group = p_.shape.group;
+    std::vector<const A*> rows(tile_);
+    for (int64_t v = 0; v < tile_; ++v) {
+      rows[v] = tile + blocked_at_ + (r * tile_ + v) * kLane;
+    }
+    A* to = p_.dvalues + r * p_.shape.entries * group * tile_;
+    const A* waiting[4];
     int count = 0;
-    const int most = tile_ == 1 ? 8 : 4;
     p_.columns.each(r, [&](int64_t, int64_t column) {
-      for (int64_t s = 0; s < p_.shape.group; ++s) {
-        waiting[count++] = packed + (column + s) * kTileTokens;
-        if (count < most) continue;
-        if (most == 8) {
-          add_dot_rows<A, 8>(waiting, rows, tile_, kTileTokens, vectors, to, tile_);
-        } else {
-          add_dot_rows<A, 4>(waiting, rows, tile_, kTileTokens, vectors, to, tile_);
-        }
+      for (int64_t s = 0; s < group; ++s) {
+        waiting[count++] = tile + (column + s) * kLane;
+        if (count < 4) continue;
+        add_dot_rows<A, 4>(waiting, rows.data(), tile_, planes, plane_, to, tile_);
         to += count * tile_;
         count = 0;
       }
     });
     for (int i = 0; i < count; ++i, to += tile_) {
-      add_dot_rows<A, 1>(waiting + i, rows, tile_, kTileTokens, vectors, to, tile_);
+      add_dot_rows<A, 1>(waiting + i, rows.data(), tile_, planes, plane_, to, tile_);
     }
   }
 
-  static constexpr int64_t kChunk = 64, kWaiting = 64;
+  // Rows [first, last) of one value an entry: a stretch of windows and a few planes at a time.
+  void add_single_entries(int64_t first, int64_t last, int64_t tokens, const A* tile) const {
+    const Windows<A>& windows = *p_.windows;
+    const int64_t planes = (tokens + kLane - 1) / kLane, entries = p_.shape.entries;
+    const int64_t cached = windows.entries(windows.cached(4));
+    const int64_t step = std::max<int64_t>(1, cached / kSummed<A>) * kSummed<A>;
+    for (int64_t plane = 0; plane < planes; plane += 4) {
+      const A* at = tile + plane * plane_;
+      for (int64_t e = 0; e < entries; e += step) {
+        const int64_t end = std::min(e + step, entries);
+        windows.with_index([&](const auto* index) {
+          for (int64_t r = first; r < last; ++r) add_row(r, e, end, planes - plane, at, index);
+        });
+      }
+    }
+  }
+
+  // The entries [first, end) of a row, over at most four planes.
+  template <class I>
+  void add_row(int64_t r, int64_t first, int64_t end, int64_t planes, const A* tile,
+               const I* index) const {
+    constexpr int n = kSummed<A>;
+    const A* row = tile + blocked_at_ + r * kLane;
+    const I* slots = index + r * p_.shape.entries;
+    const int32_t* starts = p_.windows->starts();
+    A* to = p_.dvalues + r * p_.shape.entries;
+    for (int64_t e = first; e < end; e += n) {
+      const A* columns[n];
+      const int64_t count = std::min<int64_t>(n, end - e);
+#pragma GCC unroll 8
+      for (int i = 0; i < n; ++i) {
+        const int64_t entry = i < count ? e + i : e;
+        columns[i] = tile + (int64_t{starts[entry]} + int64_t{slots[entry]}) * kLane;
+      }
+      switch (planes) {
+        case 1: add_row_dots<A, 1>(columns, row, plane_, count, to + e); break;
+        case 2: add_row_dots<A, 2>(columns, row, plane_, count, to + e); break;
+        case 3: add_row_dots<A, 3>(columns, row, plane_, count, to + e); break;
+        default: add_row_dots<A, 4>(columns, row, plane_, count, to + e);
+      }
+    }
+  }
+
+  static constexpr int64_t kLane = kLanes<A>, kTileTokens = kPlanes * kLane;
+  static constexpr int64_t kChunk = 16 * kSide, kWaiting = 64;
 
   const OuterProducts<T>& p_;
   int64_t tile_, gathered_, blocked_, tokens_;
+  bool single_;  // one value an entry
   bool lanes_;  // row blocks fill vectors
   bool packs_blocked_;
+  int64_t blocked_at_ = 0, plane_ = 0, tile_size_ = 0;
 };
 
 }  // namespace padst

@@ -9,18 +9,16 @@
 
 namespace padst {
 
-// What a packed form was made for: the function that reads it and the shape it was packed for.
+// The shape that a packed form was made for.
 struct PackedForm {
-  int function;
   int64_t bytes;
   int64_t in_features;
   int64_t out_features;
   int64_t window;
 
   bool operator==(const PackedForm& other) const {
-    return function == other.function && bytes == other.bytes &&
-           in_features == other.in_features && out_features == other.out_features &&
-           window == other.window;
+    return bytes == other.bytes && in_features == other.in_features &&
+           out_features == other.out_features && window == other.window;
   }
 };
 

@@ -123,6 +123,9 @@ V load_first(const T* from, int64_t count) {
   if constexpr (std::is_same_v<T, float> && n == 16) {
     const auto mask = static_cast<__mmask16>((1u << count) - 1);
     return bit_cast<V>(_mm512_maskz_loadu_ps(mask, from));
+  } else if constexpr (std::is_same_v<T, float> && n == 8) {
+    const auto mask = static_cast<__mmask8>((1u << count) - 1);
+    return bit_cast<V>(_mm256_maskz_loadu_ps(mask, from));
   }
 #endif
   T filled[n] = {};
@@ -139,6 +142,10 @@ void store_first(T* to, V value, int64_t count) {
   if constexpr (std::is_same_v<T, float> && n == 16) {
     const auto mask = static_cast<__mmask16>((1u << count) - 1);
     _mm512_mask_storeu_ps(to, mask, bit_cast<__m512>(value));
+    return;
+  } else if constexpr (std::is_same_v<T, float> && n == 8) {
+    const auto mask = static_cast<__mmask8>((1u << count) - 1);
+    _mm256_mask_storeu_ps(to, mask, bit_cast<__m256>(value));
     return;
   }
 #endif

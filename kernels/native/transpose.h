@@ -1,8 +1,8 @@
 // Between token-major rows of any storage type and feature-major tiles of the accumulation type.
 //
-// A tile holds `vectors` vectors of tokens a feature: feature f of token t is at
-// tile[row * vectors * lanes + t], where row is rows[f], or f where `rows` is null. A permutation of
-// the features is thus applied while packing, for nothing.
+// A tile holds `vectors` vectors of tokens a feature: feature f of token t is at tile[row * vectors
+// * lanes + t], where row is rows[f], or f where `rows` is null. A permutation of the features is
+// thus applied while packing, for nothing.
 #pragma once
 
 #include "native/simd.h"
@@ -21,8 +21,8 @@ inline V shuffled(V a, V b, std::integer_sequence<int, I...>) {
 #endif
 }
 
-// Lanes i with (i & distance) == 0 from a, the others from b, where a and b are two rows of a square
-// that are `distance` apart: one half of exchanging its off-diagonal blocks.
+// Lanes i with (i & distance) == 0 from a, the others from b, where a and b are two rows of a
+// square that are `distance` apart: one half of exchanging its off-diagonal blocks.
 template <int distance, bool high, class V, int... I>
 inline V exchanged(V a, V b, std::integer_sequence<int, I...>) {
   constexpr int n = sizeof...(I);

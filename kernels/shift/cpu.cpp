@@ -14,26 +14,33 @@ namespace {
 template <class A>
 constexpr int64_t kFewTokens = kLanes<A> * 3 / 4;
 
-// Values in the type that adds up; converted into `memory` where they are stored in another.
+// Memory for values in the type that adds up; none where they are stored in that type.
+struct NoMemory {
+  explicit NoMemory(int64_t) {}
+};
+struct FloatMemory : Scratch {
+  explicit FloatMemory(int64_t count) : Scratch(count * sizeof(float)) {}
+};
 template <class T>
-const Accumulator<T>* widened(const T* values, int64_t count, Accumulator<T>* memory) {
+using WidenedMemory =
+    std::conditional_t<std::is_same_v<T, Accumulator<T>>, NoMemory, FloatMemory>;
+
+template <class T>
+const Accumulator<T>* widened(const T* values, int64_t count,
+                              [[maybe_unused]] const WidenedMemory<T>& memory) {
   if constexpr (std::is_same_v<T, Accumulator<T>>) {
     return values;
   } else {
     using V = Vector<float>;
     constexpr int64_t lanes = kLanes<float>;
+    float* wide = memory.template as<float>();
     parallel((count + lanes - 1) / lanes, [&](int64_t first, int64_t last, int) {
       for (int64_t i = first * lanes; i < last * lanes; i += lanes) {
-        store_first(memory + i, load_first<V>(values + i, count - i), count - i);
+        store_first(wide + i, load_first<V>(values + i, count - i), count - i);
       }
     });
-    return memory;
+    return wide;
   }
-}
-
-template <class T>
-int64_t widened_bytes(int64_t count) {
-  return std::is_same_v<T, Accumulator<T>> ? 0 : count * sizeof(Accumulator<T>);
 }
 
 // Permutes what is read (forward) or what is written (input gradient).
@@ -43,8 +50,8 @@ void product(const T* x, int64_t stride, int64_t tokens, const T* values, const 
   using A = Accumulator<T>;
   if (tokens == 0) return;
   const int64_t count = diagonals.count * diagonals.shorter;
-  const Scratch memory(widened_bytes<T>(count));
-  diagonals.values = widened(values, count, memory.as<A>());
+  const WidenedMemory<T> memory(count);
+  diagonals.values = widened(values, count, memory);
   if (tokens <= kFewTokens<A>) {
     const FewTokens<T, spread> few(diagonals, writes_perm ? nullptr : perm,
                                    writes_perm ? perm : nullptr, epilogue);
@@ -66,8 +73,7 @@ void product(const T* x, int64_t stride, int64_t tokens, const T* values, const 
 
 template <class T>
 void shift_forward(const T* x, int64_t ldx, const T* values, const int32_t* offsets,
-                   const int32_t* perm, Epilogue<T> epilogue, T* y, ShiftShape shape,
-                   const void*) {
+                   const int32_t* perm, Epilogue<T> epilogue, T* y, ShiftShape shape) {
   const int64_t rows = shape.out_features, columns = shape.in_features;
   const Diagonals<Accumulator<T>> diagonals{nullptr, offsets, shape.diagonals,
                                             std::min(rows, columns), std::max(rows, columns)};
@@ -80,7 +86,7 @@ void shift_forward(const T* x, int64_t ldx, const T* values, const int32_t* offs
 
 template <class T>
 void shift_input_grad(const T* grad, int64_t ldg, const T* values, const int32_t* offsets,
-                      const int32_t* perm, T* dx, ShiftShape shape, const void*) {
+                      const int32_t* perm, T* dx, ShiftShape shape) {
   const int64_t rows = shape.out_features, columns = shape.in_features;
   const Diagonals<Accumulator<T>> diagonals{nullptr, offsets, shape.diagonals,
                                             std::min(rows, columns), std::max(rows, columns)};
@@ -101,9 +107,13 @@ void shift_weight_grad(const T* grad, int64_t ldg, const T* x, int64_t ldx, cons
   const bool tall = shape.out_features >= shape.in_features;
   const int64_t count = shape.diagonals * std::min(shape.out_features, shape.in_features);
   if (shape.tokens == 0) return std::fill(dvalues, dvalues + count, T{});
-  const Scratch memory(widened_bytes<T>(count));
-  A* sums = memory.as<A>();
-  if constexpr (std::is_same_v<T, A>) sums = dvalues;
+  const WidenedMemory<T> memory(count);
+  A* sums;
+  if constexpr (std::is_same_v<T, A>) {
+    sums = dvalues;
+  } else {
+    sums = memory.template as<A>();
+  }
   const WeightGrad<T> product(tall ? columns : rows, tall ? rows : columns, offsets,
                               shape.diagonals, sums);
   product.run(shape.tokens);
@@ -117,9 +127,9 @@ void shift_weight_grad(const T* grad, int64_t ldg, const T* x, int64_t ldx, cons
 
 #define PADST_SHIFT(T)                                                                            \
   template void shift_forward<T>(const T*, int64_t, const T*, const int32_t*, const int32_t*,     \
-                                 Epilogue<T>, T*, ShiftShape, const void*);                       \
+                                 Epilogue<T>, T*, ShiftShape);                                    \
   template void shift_input_grad<T>(const T*, int64_t, const T*, const int32_t*, const int32_t*, \
-                                    T*, ShiftShape, const void*);                                 \
+                                    T*, ShiftShape);                                              \
   template void shift_weight_grad<T>(const T*, int64_t, const T*, int64_t, const int32_t*,        \
                                      const int32_t*, T*, ShiftShape);
 PADST_SHIFT(float)

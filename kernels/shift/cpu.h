@@ -1,8 +1,7 @@
 // Width-1 wrapped diagonals on the CPU. README.md has the maths.
 //
-// Rows of x and grad are `ldx` and `ldg` elements apart, their features adjacent; everything else is
-// contiguous. offsets: sorted, distinct. perm: null when absent. `packed` is not used: every function
-// reads the values as they are stored, so that the packed forms have no bytes.
+// Rows of x and grad are `ldx` and `ldg` elements apart, their features adjacent; everything else
+// is contiguous. offsets: sorted, distinct. perm: null when absent.
 #pragma once
 
 #include <cstdint>
@@ -18,25 +17,16 @@ struct ShiftShape {
 // y[m] = act(S x[m, perm] + bias), [tokens, out_features].
 template <class T>
 void shift_forward(const T* x, int64_t ldx, const T* values, const int32_t* offsets,
-                   const int32_t* perm, Epilogue<T> epilogue, T* y, ShiftShape shape,
-                   const void* packed);
+                   const int32_t* perm, Epilogue<T> epilogue, T* y, ShiftShape shape);
 
 // dx[m, perm[j]] = sum_i S[i, j] grad[m, i], [tokens, in_features].
 template <class T>
 void shift_input_grad(const T* grad, int64_t ldg, const T* values, const int32_t* offsets,
-                      const int32_t* perm, T* dx, ShiftShape shape, const void* packed);
+                      const int32_t* perm, T* dx, ShiftShape shape);
 
 // dvalues[k, t] = sum_m grad[m, row] x[m, perm[column]] at the entry's row and column.
 template <class T>
 void shift_weight_grad(const T* grad, int64_t ldg, const T* x, int64_t ldx, const int32_t* offsets,
                        const int32_t* perm, T* dvalues, ShiftShape shape);
-
-inline int64_t shift_forward_packed_bytes(ShiftShape) { return 0; }
-inline int64_t shift_input_grad_packed_bytes(ShiftShape) { return 0; }
-
-template <class T>
-void shift_forward_pack(const T*, const int32_t*, ShiftShape, void*) {}
-template <class T>
-void shift_input_grad_pack(const T*, const int32_t*, ShiftShape, void*) {}
 
 }  // namespace padst

@@ -1,7 +1,6 @@
 // The shift ops on the CPU, as the dispatcher calls them.
 #include <torch/library.h>
 
-#include "native/packed_weights.h"
 #include "native/tensors.h"
 #include "shift/cpu.h"
 
@@ -9,8 +8,6 @@ namespace padst {
 namespace {
 
 using at::Tensor;
-
-enum PackedFunction { kShiftForward = 0, kShiftInputGrad = 1 };
 
 struct Diagonals {
   Diagonals(const Tensor& values_, const Tensor& offsets_, const Tensor& perm_)
@@ -24,16 +21,6 @@ struct Diagonals {
         values.dim() == 2 && values.size(0) == offsets.numel() && values.size(1) == length,
         "expected values of shape [", offsets.numel(), ", ", length, "], got ", values.sizes());
     check_length("perm", perm, shape.in_features);
-  }
-
-  template <class T>
-  Packed packed(PackedFunction function, const ShiftShape& shape, int64_t bytes,
-                void (*pack)(const T*, const int32_t*, ShiftShape, void*)) const {
-    if (!bytes) return nullptr;
-    const PackedForm form{function, bytes, shape.in_features, shape.out_features, 0};
-    return packed_weights(values, offsets, form, [&](void* memory) {
-      pack(present<T>(values), present<int32_t>(offsets), shape, memory);
-    });
   }
 
   Tensor values, offsets, perm;
@@ -52,12 +39,9 @@ Tensor shift_op(const Tensor& x, const Tensor& values, const Tensor& offsets, co
   Tensor y = empty_rows(x, out_features);
   for_dtype(x, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    const Packed packed = diagonals.packed<T>(
-        kShiftForward, shape, shift_forward_packed_bytes(shape), shift_forward_pack<T>);
     shift_forward<T>(rows.data<T>(), rows.stride, present<T>(diagonals.values),
                      present<int32_t>(diagonals.offsets), present<int32_t>(diagonals.perm),
-                     {present<T>(bias), act}, static_cast<T*>(y.mutable_data_ptr()), shape,
-                     packed.get());
+                     {present<T>(bias), act}, static_cast<T*>(y.mutable_data_ptr()), shape);
   });
   return y;
 }
@@ -72,11 +56,9 @@ Tensor shift_input_grad_op(const Tensor& grad, const Tensor& values, const Tenso
   Tensor dx = empty_rows(grad, in_features);
   for_dtype(grad, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    const Packed packed = diagonals.packed<T>(
-        kShiftInputGrad, shape, shift_input_grad_packed_bytes(shape), shift_input_grad_pack<T>);
     shift_input_grad<T>(rows.data<T>(), rows.stride, present<T>(diagonals.values),
                         present<int32_t>(diagonals.offsets), present<int32_t>(diagonals.perm),
-                        static_cast<T*>(dx.mutable_data_ptr()), shape, packed.get());
+                        static_cast<T*>(dx.mutable_data_ptr()), shape);
   });
   return dx;
 }

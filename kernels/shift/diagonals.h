@@ -1,9 +1,9 @@
 // Which diagonals feed a group of neighbouring results, and from where.
 //
 // A product with diagonals goes from `source` to `result` features. It collects when the result is
-// the shorter side: result f adds up values[k, f] * source[(f + o_k) mod longer]. It spreads when the
-// result is the longer side: result f adds up values[k, t] * source[t] with t = (f - o_k) mod longer
-// wherever t < shorter.
+// the shorter side: result f adds up values[k, f] * source[(f + o_k) mod longer]. It spreads when
+// the result is the longer side: result f adds up values[k, t] * source[t] with t = (f - o_k) mod
+// longer wherever t < shorter.
 #pragma once
 
 #include <algorithm>
@@ -61,6 +61,15 @@ inline int spans_of(const Diagonals<A>& diagonals, int64_t f, int64_t group, int
   } else {
     // The last source from which the whole group lies within the diagonal.
     const int64_t whole = std::max<int64_t>(shorter - group, -1);
+    const int64_t low = diagonals.offsets[first], high = diagonals.offsets[last - 1];
+    if (f - whole <= low && high <= f) {
+      add(first, last, f, false);
+      return count;
+    }
+    if (f + longer - whole <= low) {
+      add(first, last, f + longer, false);
+      return count;
+    }
     const int end = rank(f + 1);
     const int from = std::min(rank(f - whole), end);
     add(rank(f - shorter + 1), from, f, true);
@@ -74,17 +83,28 @@ inline int spans_of(const Diagonals<A>& diagonals, int64_t f, int64_t group, int
   return count;
 }
 
-// The values that a partial group takes from one diagonal. Its first result is f and reads `source`.
+// The values that a partial group takes from diagonal k. Its first result is f and reads `source`.
 template <bool spread, class A>
-inline void partial_values(const Diagonals<A>& diagonals, const A* values, int64_t f,
-                           int64_t source, int group, A* out) {
-  for (int r = 0; r < group; ++r) {
-    int64_t t = spread ? source + r : f + r;
-    if constexpr (spread) {
-      while (t < 0) t += diagonals.longer;
-      while (t >= diagonals.longer) t -= diagonals.longer;
+__attribute__((noinline)) void partial_values(const Diagonals<A>& diagonals, int64_t k, int64_t f,
+                                              int64_t source, int group, A* out) {
+  const A* values = diagonals.values + k * diagonals.shorter;
+  const int64_t shorter = diagonals.shorter, longer = diagonals.longer;
+  if constexpr (!spread) {
+    const int64_t inside = std::min<int64_t>(group, shorter - f);
+    std::fill(std::copy_n(values + f, inside, out), out + group, A{0});
+    return;
+  }
+  int64_t t = (source % longer + longer) % longer;
+  for (int64_t r = 0; r < group;) {
+    const bool inside = t < shorter;
+    const int64_t count = std::min(group - r, (inside ? shorter : longer) - t);
+    if (inside) {
+      std::copy_n(values + t, count, out + r);
+    } else {
+      std::fill_n(out + r, count, A{0});
     }
-    out[r] = t < diagonals.shorter ? values[t] : A{0};
+    r += count;
+    t = (t + count) % longer;
   }
 }
 

@@ -1,4 +1,5 @@
-// Products for few tokens: neighbouring results in vector lanes, values read once as they are stored.
+// Products for few tokens: neighbouring results in vector lanes, values read once as they are
+// stored.
 #pragma once
 
 #include "native/epilogue.h"
@@ -45,14 +46,13 @@ struct ResultBlock {
       for (int k = span.first; k < span.last; ++k) {
         const int64_t offset = diagonals.offsets[k];
         const int64_t at = spread ? span.base - offset : span.base + offset;
-        const A* values = diagonals.values + k * diagonals.shorter;
+        const A* values = diagonals.values + k * diagonals.shorter + (spread ? at : f);
+        A partial[block];
         if (__builtin_expect(span.partial, 0)) {
-          A partial[block];
-          partial_values<spread>(diagonals, values, f, at, block, partial);
-          multiply(source + at, partial, sums);
-        } else {
-          multiply(source + at, values + (spread ? at : f), sums);
+          partial_values<spread>(diagonals, k, f, at, block, partial);
+          values = partial;
         }
+        multiply(source + at, values, sums);
       }
     }
 #pragma GCC unroll 8

@@ -48,6 +48,46 @@ inline void broadcast_four(const A* values, Vector<A>* out) {
   for (int i = 0; i < 4; ++i) out[i] = broadcast<Vector<A>>(values[i]);
 }
 
+// Brings rows that are needed soon into the second-level cache, a few lines at a time.
+class Fetcher {
+ public:
+  Fetcher() = default;
+  template <class T>
+  Fetcher(const T* rows, int64_t count, int64_t stride, int64_t features)
+      : row_(reinterpret_cast<const char*>(rows)),
+        rows_(count),
+        stride_(stride * sizeof(T)),
+        bytes_(features * sizeof(T)) {}
+
+  void fetch() {
+    for (int line = 0; line < kLines && rows_ > 0; ++line) {
+      __builtin_prefetch(row_ + at_, 0, 2);
+      at_ += kLineBytes;
+      if (at_ < bytes_) continue;
+      at_ = 0;
+      row_ += stride_;
+      --rows_;
+    }
+  }
+
+ private:
+  static constexpr int kLines = 4;
+  static constexpr int64_t kLineBytes = 64;
+
+  const char* row_ = nullptr;
+  int64_t rows_ = 0, stride_ = 0, bytes_ = 0, at_ = 0;
+};
+
+// What a thread will touch after a tile's product: the next tile's sources, this tile's results.
+struct Ahead {
+  Fetcher sources, results;
+
+  void fetch() {
+    sources.fetch();
+    results.fetch();
+  }
+};
+
 // A tile's results for one group of rows, added to what the windows before have left there.
 template <class A, bool spread, int vectors>
 struct RowGroup {
@@ -77,27 +117,27 @@ struct RowGroup {
   template <bool fresh>
   void add(int64_t f, const Span* spans, int count, A* result) const {
     V sums[group * vectors];
+    A* results = result + f * row;
 #pragma GCC unroll 32
     for (int i = 0; i < group * vectors; ++i) {
-      sums[i] = fresh ? V{} : load<V>(result + f * row + i * kLanes<A>);
+      sums[i] = fresh ? V{} : load<V>(results + i * kLanes<A>);
     }
     for (int s = 0; s < count; ++s) {
       const Span span = spans[s];
       for (int k = span.first; k < span.last; ++k) {
         const int64_t offset = diagonals.offsets[k];
         const int64_t at = spread ? span.base - offset : span.base + offset;
-        const A* values = diagonals.values + k * diagonals.shorter;
+        const A* values = diagonals.values + k * diagonals.shorter + (spread ? at : f);
+        A partial[group];
         if (__builtin_expect(span.partial, 0)) {
-          A partial[group];
-          partial_values<spread>(diagonals, values, f, at, group, partial);
-          multiply(source + at * row, partial, sums);
-        } else {
-          multiply(source + at * row, values + (spread ? at : f), sums);
+          partial_values<spread>(diagonals, k, f, at, group, partial);
+          values = partial;
         }
+        multiply(source + at * row, values, sums);
       }
     }
 #pragma GCC unroll 32
-    for (int i = 0; i < group * vectors; ++i) store(result + f * row + i * kLanes<A>, sums[i]);
+    for (int i = 0; i < group * vectors; ++i) store(results + i * kLanes<A>, sums[i]);
   }
 };
 
@@ -105,7 +145,7 @@ struct RowGroup {
 // written too.
 template <class A, bool spread, int vectors>
 void tile_product(const Diagonals<A>& diagonals, const int32_t* ranks, const A* source, A* result,
-                  int64_t first, int64_t last) {
+                  int64_t first, int64_t last, Ahead& ahead) {
   using Group = RowGroup<A, spread, vectors>;
   constexpr int group = Group::group;
   const Group rows{diagonals, source};
@@ -124,6 +164,7 @@ void tile_product(const Diagonals<A>& diagonals, const int32_t* ranks, const A* 
       begin = first + (std::max(begin, first) - first) / group * group;
       end = std::min(end, last);
       for (int64_t f = begin; f < end; f += group) {
+        ahead.fetch();
         Span spans[kMostSpans];
         const int count = spans_of<spread>(diagonals, f, group, from, to, rank, spans);
         if (fresh) {
@@ -151,13 +192,13 @@ void tile_product(const Diagonals<A>& diagonals, const int32_t* ranks, const A* 
 
 template <class A, bool spread>
 void tile_product(const Diagonals<A>& diagonals, const int32_t* ranks, int vectors,
-                  const A* source, A* result, int64_t first, int64_t last) {
+                  const A* source, A* result, int64_t first, int64_t last, Ahead ahead) {
   for (int64_t panel = first; panel < last; panel += kPanel) {
     const int64_t end = std::min(panel + kPanel, last);
     if (vectors == 1) {
-      tile_product<A, spread, 1>(diagonals, ranks, source, result, panel, end);
+      tile_product<A, spread, 1>(diagonals, ranks, source, result, panel, end, ahead);
     } else {
-      tile_product<A, spread, 2>(diagonals, ranks, source, result, panel, end);
+      tile_product<A, spread, 2>(diagonals, ranks, source, result, panel, end, ahead);
     }
   }
 }
@@ -168,7 +209,9 @@ void pad_sources(const Diagonals<A>& diagonals, int vectors, A* source) {
   const int64_t row = vectors * kLanes<A>, sources = diagonals.template sources<spread>();
   const auto fill = [&](int64_t t) {
     const int64_t from = padded_source<spread>(diagonals, t);
-    for (int64_t i = 0; i < row; ++i) source[t * row + i] = from < 0 ? A{0} : source[from * row + i];
+    for (int64_t i = 0; i < row; ++i) {
+      source[t * row + i] = from < 0 ? A{0} : source[from * row + i];
+    }
   };
   for (int64_t t = -kPad; t < 0; ++t) fill(t);
   for (int64_t t = sources; t < sources + kPad; ++t) fill(t);
@@ -200,7 +243,10 @@ class ManyTokens {
         for (int64_t v = first; v < last; v += kMostVectors) {
           const int wide = static_cast<int>(std::min<int64_t>(kMostVectors, last - v));
           const int64_t token = v * lanes, here = std::min(tokens - token, int64_t{wide} * lanes);
-          whole_tile(x + token * stride, stride, here, wide, scratch.as<A>(), y + token * results_);
+          const int64_t end = std::min(tokens, last * lanes);
+          const int64_t next = std::min(end - token - here, here);
+          whole_tile(x + token * stride, stride, here, wide, next, scratch.as<A>(),
+                     y + token * results_);
         }
       });
     } else {
@@ -218,19 +264,24 @@ class ManyTokens {
     return tile + (sources_ + 2 * kPad) * vectors * lanes;
   }
 
-  void unpack(const A* result, int vectors, int64_t tokens, int64_t first, int64_t last, T* y) const {
+  void unpack(const A* result, int vectors, int64_t tokens, int64_t first, int64_t last,
+              T* y) const {
     unpack_features(result, vectors, result_rows_, tokens, first, last, y, results_,
                     [&](Vector<A> sums, int64_t feature, int64_t count) {
                       return finished(sums, epilogue_, feature, count);
                     });
   }
 
-  void whole_tile(const T* x, int64_t stride, int64_t tokens, int vectors, A* tile, T* y) const {
+  // `next`: tokens of the tile that the thread takes up after this one.
+  void whole_tile(const T* x, int64_t stride, int64_t tokens, int vectors, int64_t next, A* tile,
+                  T* y) const {
     A* source = source_of(tile, vectors);
     A* result = result_of(tile, vectors);
     pack_features(x, stride, tokens, 0, sources_, source_rows_, vectors, source);
     pad_sources<spread>(diagonals_, vectors, source);
-    tile_product<A, spread>(diagonals_, ranks_, vectors, source, result, 0, results_);
+    tile_product<A, spread>(diagonals_, ranks_, vectors, source, result, 0, results_,
+                            {{x + tokens * stride, next, stride, sources_},
+                             {y, tokens, results_, results_}});
     unpack(result, vectors, tokens, 0, results_, y);
   }
 
@@ -261,7 +312,7 @@ class ManyTokens {
       each_tile([&](int64_t token, int64_t here, int vectors, A* tile) {
         A* result = result_of(tile, vectors);
         tile_product<A, spread>(diagonals_, ranks_, vectors, source_of(tile, vectors), result,
-                                begin, end);
+                                begin, end, {});
         if (!result_rows_) unpack(result, vectors, here, begin, end, y + token * results_);
       });
     });

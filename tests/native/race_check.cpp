@@ -69,11 +69,11 @@ void check_shift(int64_t out, int64_t in, int64_t diagonals, int64_t tokens, boo
   const auto perm = permutation(in);
   compare("shift_forward", tokens * out, [&](float* y) {
     padst::shift_forward<float>(x.data(), in, values.data(), offsets.data(), perm.data(),
-                                {bias.data(), Activation::gelu}, y, shape, nullptr);
+                                {bias.data(), Activation::gelu}, y, shape);
   });
   compare("shift_input_grad", tokens * in, [&](float* dx) {
     padst::shift_input_grad<float>(grad.data(), out, values.data(), offsets.data(), perm.data(),
-                                   dx, shape, nullptr);
+                                   dx, shape);
   });
   compare("shift_weight_grad", diagonals * length, [&](float* dvalues) {
     padst::shift_weight_grad<float>(grad.data(), out, x.data(), in, offsets.data(), perm.data(),
@@ -113,7 +113,7 @@ void check_blocks(int64_t row_blocks, int64_t group, int64_t tile, int64_t featu
   });
   compare("gather_gemm_input_grad", tokens * features, [&](float* dx) {
     padst::gather_gemm_input_grad<float>(tiled.data(), blocked, values.data(), index.data(), bytes,
-                                         perm.data(), dx, shape, nullptr);
+                                         perm.data(), dx, shape);
   });
   compare("gather_gemm_weight_grad", count, [&](float* dvalues) {
     padst::gather_gemm_weight_grad<float>(tiled.data(), blocked, pointed.data(), features,
@@ -122,12 +122,11 @@ void check_blocks(int64_t row_blocks, int64_t group, int64_t tile, int64_t featu
   if (window != features) return;
   compare("scatter_gemm_forward", tokens * features, [&](float* y) {
     padst::scatter_gemm_forward<float>(tiled.data(), blocked, values.data(), index.data(), bytes,
-                                       tiled_perm.data(), {bias.data(), Activation::relu}, y, shape,
-                                       nullptr);
+                                       tiled_perm.data(), {bias.data(), Activation::relu}, y, shape);
   });
   compare("scatter_gemm_input_grad", tokens * blocked, [&](float* dx) {
     padst::scatter_gemm_input_grad<float>(pointed.data(), features, values.data(), index.data(),
-                                          bytes, tiled_perm.data(), dx, shape, nullptr);
+                                          bytes, tiled_perm.data(), dx, shape);
   });
   compare("scatter_gemm_weight_grad", count, [&](float* dvalues) {
     padst::scatter_gemm_weight_grad<float>(pointed.data(), features, tiled.data(), blocked,

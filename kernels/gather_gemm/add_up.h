@@ -1,0 +1,151 @@
+// Sums over terms with tokens in the lanes: source rows are loaded once, values are broadcast.
+//
+// A tile of tokens is a few planes; a plane holds one vector of tokens for each feature.
+#pragma once
+
+#include "gather_gemm/entries.h"
+#include "native/simd.h"
+
+namespace padst {
+
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kRegisters = 32;
+#else
+constexpr int kRegisters = 16;
+#endif
+
+template <class A>
+struct Sums {
+  const Term* first;
+  const Term* last;
+  int64_t depth, value_stride, depth_stride;
+  const A* source;
+  int64_t source_plane;
+  const A* values;
+};
+
+// ROWS sums of C vectors of tokens each. STRIDE is the value stride where it is known, else 0.
+template <class A, int ROWS, int C, int STRIDE>
+void add_up(const Sums<A>& sums, A* out, int64_t out_plane) {
+  using V = Vector<A>;
+  constexpr int64_t lanes = kLanes<A>;
+  const int64_t stride = STRIDE ? STRIDE : sums.value_stride;
+  V total[ROWS][C] = {};
+  for (const Term* term = sums.first; term != sums.last; ++term) {
+    const A* x = sums.source + term->source * lanes;
+    const A* value = sums.values + term->value;
+    for (int64_t k = 0; k < sums.depth; ++k, x += lanes, value += sums.depth_stride) {
+      V row[C];
+#pragma GCC unroll 4
+      for (int c = 0; c < C; ++c) row[c] = load<V>(x + c * sums.source_plane);
+#pragma GCC unroll 16
+      for (int r = 0; r < ROWS; ++r) {
+#pragma GCC unroll 4
+        for (int c = 0; c < C; ++c) total[r][c] += row[c] * value[r * stride];
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < ROWS; ++r) {
+#pragma GCC unroll 4
+    for (int c = 0; c < C; ++c) store(out + c * out_plane + r * lanes, total[r][c]);
+  }
+}
+
+template <class A, int C, int STRIDE>
+void add_up_rows(Sums<A> sums, int64_t rows, A* out, int64_t out_plane) {
+  const auto step = [&](auto count, auto kernel) {
+    for (; rows >= count; rows -= count) {
+      kernel(sums, out, out_plane);
+      sums.values += count * sums.value_stride;
+      out += count * kLanes<A>;
+    }
+  };
+  if constexpr (C == 1 && kRegisters == 32) step(16, add_up<A, 16, C, STRIDE>);
+  if constexpr (C == 1 || kRegisters == 32) step(8, add_up<A, 8, C, STRIDE>);
+  step(4, add_up<A, 4, C, STRIDE>);
+  step(2, add_up<A, 2, C, STRIDE>);
+  step(1, add_up<A, 1, C, STRIDE>);
+}
+
+template <class A, int C>
+void add_up_group(const Sums<A>& sums, int64_t rows, A* out, int64_t out_plane) {
+  switch (sums.value_stride) {
+    case 1: return add_up_rows<A, C, 1>(sums, rows, out, out_plane);
+    case 8: return add_up_rows<A, C, 8>(sums, rows, out, out_plane);
+    case 16: return add_up_rows<A, C, 16>(sums, rows, out, out_plane);
+    case 32: return add_up_rows<A, C, 32>(sums, rows, out, out_plane);
+    default: return add_up_rows<A, C, 0>(sums, rows, out, out_plane);
+  }
+}
+
+// The sums of adjacent source rows with COUNT lists of `depth` adjacent values, each added to its
+// own vectors.
+template <class A, int COUNT, int C>
+void spread(const A* source, int64_t source_plane, int64_t depth, const A* values, A* const* to,
+            int64_t out_plane) {
+  using V = Vector<A>;
+  V total[COUNT][C] = {};
+  for (int64_t k = 0; k < depth; ++k, source += kLanes<A>) {
+    V row[C];
+#pragma GCC unroll 4
+    for (int c = 0; c < C; ++c) row[c] = load<V>(source + c * source_plane);
+#pragma GCC unroll 8
+    for (int i = 0; i < COUNT; ++i) {
+#pragma GCC unroll 4
+      for (int c = 0; c < C; ++c) total[i][c] += row[c] * values[i * depth + k];
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < COUNT; ++i) {
+#pragma GCC unroll 4
+    for (int c = 0; c < C; ++c) {
+      A* at = to[i] + c * out_plane;
+      store(at, load<V>(at) + total[i][c]);
+    }
+  }
+}
+
+// Groups of adjacent outputs that share their terms.
+template <class A>
+class GroupSums {
+ public:
+  static constexpr int kMostVectors = 3;
+
+  // Outputs of a group; source rows of a term; values from one output, one source row to the next.
+  GroupSums(const TermLists& lists, int64_t group, int64_t depth, int64_t value_stride,
+            int64_t depth_stride, const A* values)
+      : lists_(lists), group_(group), depth_(depth), value_stride_(value_stride),
+        depth_stride_(depth_stride), values_(values),
+        groups_(static_cast<int64_t>(lists.first.size()) - 1),
+        batch_(std::max<int64_t>(1, 16 / group)) {}
+
+  int64_t batches() const { return (groups_ + batch_ - 1) / batch_; }
+  int64_t first_output(int64_t batch) const { return std::min(batch * batch_, groups_) * group_; }
+  int64_t widest() const { return batch_ * group_; }
+
+  void add_up(int vectors, const A* source, int64_t source_plane, int64_t batch, A* out,
+              int64_t out_plane) const {
+    const int64_t last = std::min((batch + 1) * batch_, groups_);
+    const Term* terms = lists_.terms.data();
+    for (int64_t g = batch * batch_; g < last; ++g, out += group_ * kLanes<A>) {
+      const Sums<A> sums{terms + lists_.first[g], terms + lists_.first[g + 1], depth_,
+                         value_stride_, depth_stride_, source, source_plane, values_};
+      if (vectors == 1) {
+        add_up_group<A, 1>(sums, group_, out, out_plane);
+      } else if (vectors == 2) {
+        add_up_group<A, 2>(sums, group_, out, out_plane);
+      } else {
+        add_up_group<A, 3>(sums, group_, out, out_plane);
+      }
+    }
+  }
+
+ private:
+  const TermLists& lists_;
+  int64_t group_, depth_, value_stride_, depth_stride_;
+  const A* values_;
+  int64_t groups_, batch_;
+};
+
+}  // namespace padst

@@ -1,0 +1,127 @@
+// Products for a handful of tokens: vectors run along the values as they are stored.
+#pragma once
+
+#include <vector>
+
+#include "gather_gemm/dots.h"
+#include "gather_gemm/entries.h"
+#include "gather_gemm/product.h"
+
+namespace padst {
+
+// More tokens than this fill enough lanes of a vector.
+template <class A>
+constexpr int64_t kFewTokens = kLanes<A> / 3 > 0 ? kLanes<A> / 3 : 1;
+
+// The rows of the source in the sums' order, [tokens, source_features].
+template <class T>
+void copy_source(const Product<T>& p, Accumulator<T>* to) {
+  for (int64_t t = 0; t < p.tokens; ++t, to += p.source_features) {
+    const T* row = p.source + t * p.stride;
+    for (int64_t f = 0; f < p.source_features; ++f) {
+      to[p.source_map ? p.source_map[f] : f] = widen(row[f]);
+    }
+  }
+}
+
+// Sums over `count` weights of x[k] times the vector k of `values`.
+template <class V, class T>
+V weighted_sum(const Element<V>* x, int64_t count, const T* values, int64_t stride) {
+  V parts[4] = {};
+  int64_t k = 0;
+  for (; k + 4 <= count; k += 4, values += 4 * stride) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) parts[i] += load<V>(values + i * stride) * x[k + i];
+  }
+  for (; k < count; ++k, values += stride) parts[0] += load<V>(values) * x[k];
+  return (parts[0] + parts[1]) + (parts[2] + parts[3]);
+}
+
+// Row blocks whose lanes fill V.
+template <class V, class T>
+void gather_few(const Product<T>& p, const T* values, const Columns& columns,
+                const GatherShape& shape) {
+  using A = Accumulator<T>;
+  const int64_t terms = shape.entries * shape.group, outputs = shape.row_blocks * shape.tile;
+  Scratch source(p.tokens * p.source_features * sizeof(A));
+  copy_source(p, source.template as<A>());
+  parallel(shape.row_blocks, [&](int64_t first, int64_t last, int) {
+    std::vector<A> x(terms);
+    for (int64_t r = first; r < last; ++r) {
+      for (int64_t t = 0; t < p.tokens; ++t) {
+        const A* row = source.template as<A>() + t * p.source_features;
+        columns.each(r, [&](int64_t e, int64_t column) {
+          A* to = &x[e * shape.group];
+          for (int64_t s = 0; s < shape.group; ++s) to[s] = row[column + s];
+        });
+        for (int64_t v = 0; v < shape.tile; v += kLanesOf<V>) {
+          const V sums = weighted_sum<V>(x.data(), terms, values + r * terms * shape.tile + v,
+                                         shape.tile);
+          const int64_t feature = r * shape.tile + v;
+          store(p.out + t * outputs + feature,
+                finished(sums, p.epilogue, feature, kLanesOf<V>));
+        }
+      }
+    }
+  });
+}
+
+// The sums of one token over `last - first` terms for kSummed outputs whose values are `stride`
+// apart; outputs beyond `count` repeat the last.
+template <class V, class T>
+auto term_dots(const Element<V>* x, const Term* first, const Term* last, int64_t depth,
+               const T* values, int64_t stride, int64_t count) {
+  constexpr int n = kSummed<Element<V>>;
+  V total[n] = {};
+  for (const Term* term = first; term != last; ++term) {
+    const T* value = values + term->value;
+    for (int64_t k = 0; k < depth; k += kLanesOf<V>) {
+      const V row = load<V>(x + term->source + k);
+#pragma GCC unroll 8
+      for (int i = 0; i < n; ++i) {
+        total[i] += load<V>(value + std::min<int64_t>(i, count - 1) * stride + k) * row;
+      }
+    }
+  }
+  return summed(total);
+}
+
+// Groups of outputs whose terms' depth fills V.
+template <class V, class T>
+void scatter_few(const Product<T>& p, const T* values, const TermLists& lists, int64_t group,
+                 int64_t depth) {
+  using A = Accumulator<T>;
+  constexpr int n = kSummed<A>;
+  const int64_t groups = static_cast<int64_t>(lists.first.size()) - 1, outputs = groups * group;
+  const int64_t size = p.source_features + outputs;
+  Scratch scratch(p.tokens * (size + outputs) * sizeof(A));
+  A* source = scratch.template as<A>();
+  A* sums = source + p.tokens * p.source_features;
+  copy_source(p, source);
+  parallel(groups, [&](int64_t first, int64_t last, int) {
+    for (int64_t g = first; g < last; ++g) {
+      const Term* terms = lists.terms.data();
+      for (int64_t t = 0; t < p.tokens; ++t) {
+        for (int64_t s = 0; s < group; s += n) {
+          const int64_t count = std::min<int64_t>(n, group - s);
+          const auto dots = term_dots<V>(source + t * p.source_features, terms + lists.first[g],
+                                         terms + lists.first[g + 1], depth, values + s * depth,
+                                         depth, count);
+          store_first(sums + t * outputs + g * group + s, dots, count);
+        }
+      }
+    }
+  });
+  A* row = sums + p.tokens * outputs;
+  for (int64_t t = 0; t < p.tokens; ++t, sums += outputs) {
+    for (int64_t f = 0; f < outputs; ++f) row[f] = sums[p.out_map ? p.out_map[f] : f];
+    using W = Vector<A>;
+    for (int64_t f = 0; f < outputs; f += kLanes<A>) {
+      const int64_t count = std::min<int64_t>(kLanes<A>, outputs - f);
+      store_first(p.out + t * outputs + f,
+                  finished(load_first<W>(row + f, count), p.epilogue, f, count), count);
+    }
+  }
+}
+
+}  // namespace padst
