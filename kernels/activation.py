@@ -45,5 +45,9 @@ def backward(name: str, grad: Tensor, pre: Tensor) -> Tensor:
     if name == "gelu_tanh":
         return torch.ops.aten.gelu_backward(grad, pre, approximate="tanh")
     if name == "silu":
-        return torch.ops.aten.silu_backward(grad, pre)
+        if not torch.is_grad_enabled():
+            return torch.ops.aten.silu_backward(grad, pre)
+        # `silu_backward` has no derivative of its own.
+        gate = pre.sigmoid()
+        return grad * gate * (1 + pre * (1 - gate))
     return grad

@@ -69,6 +69,7 @@ def load(
     for alias, kept in header["shared"].items():
         tensors[alias] = tensors[kept]
     _check_state(_expected_state(model, replacements), tensors)
+    _check_topologies(model, replacements, tensors)
     if "" in replacements:
         given = model = replacements.pop("")
     swap_modules(model, replacements)
@@ -235,3 +236,17 @@ def _check_state(expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
                 f"{name} is {other.dtype} {tuple(other.shape)} in the checkpoint and "
                 f"{tensor.dtype} {tuple(tensor.shape)} in the model"
             )
+
+
+def _check_topologies(
+    model: nn.Module, replacements: dict[str, nn.Module], tensors: dict[str, Tensor]
+) -> None:
+    roots = [("", model), *_everywhere(model, replacements)]
+    for prefix, root in roots:
+        for name, layer in root.named_modules():
+            own = f"{prefix}{plain_name(name)}".rstrip(".")
+            path = f"{own}." if own else ""
+            if not isinstance(layer, SparseLinear) or f"{path}index" not in tensors:
+                continue
+            if fault := layer.topology_fault(tensors[f"{path}index"], tensors[f"{path}perm"]):
+                raise CheckpointError(f"{own or 'the layer'} is damaged: {fault}")

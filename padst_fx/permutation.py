@@ -30,6 +30,11 @@ def draw_permutation(
     return torch.randperm(features, generator=generator, dtype=torch.int32, device="cpu")
 
 
+def is_permutation(perm: Tensor) -> bool:
+    """Whether every position is there once (true for the empty one)."""
+    return torch.equal(perm.sort().values, torch.arange(len(perm)).to(perm))
+
+
 def inverse(perm: Tensor) -> Tensor:
     """The permutation that undoes `perm`."""
     result = torch.empty_like(perm)

@@ -101,6 +101,34 @@ def refused(path, message, model=None):
     assert all(torch.equal(t, state[name]) for name, t in model.state_dict().items())
 
 
+@pytest.mark.parametrize("buffer", ["index", "perm"])
+@pytest.mark.parametrize(
+    "structure", [Diag(), Diag(width=2), Block(2), NM(1, 4), Unstructured()], ids=str
+)
+def test_a_damaged_topology_is_refused_and_the_model_left_alone(tmp_path, structure, buffer):
+    def build():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.ReLU())
+
+    sparsity = None if isinstance(structure, NM) else 0.5
+    options = {"permutation": "random", "init": "random", "include": ["0", "1"]}
+    model = padst_fx.sparsify(build(), structure, sparsity, **options)
+    state = model.state_dict()
+    tensor = getattr(model[1], buffer)
+    tensor.view(-1)[-1] = not tensor.view(-1)[-1] if tensor.dtype == torch.bool else 7 + 4
+    reason = "no units" if buffer == "index" else "not a permutation of 8 inputs"
+    padst_fx.save(model, tmp_path / "model.safetensors")
+    dense = build()
+    with pytest.raises(CheckpointError, match=f"1 is damaged: .*{reason}"):
+        padst_fx.load(dense, tmp_path / "model.safetensors")
+    assert not any(isinstance(module, padst_fx.SparseLinear) for module in dense)
+    other = padst_fx.sparsify(build(), structure, sparsity, **options)
+    before = other[1].values.clone()
+    with pytest.raises(ValueError, match=f"cannot load 1: .*{reason}"):
+        other.load_state_dict(state)
+    assert torch.equal(other[1].values, before)
+
+
 @pytest.mark.parametrize("at", [0.001, 0.1, 0.5, 0.9, 0.9999])
 def test_truncated_files(tmp_path, at):
     _, path = saved(tmp_path)

@@ -45,6 +45,7 @@ int64_t value_count(const GatherShape& shape) {
 }
 
 std::vector<int32_t> inverse(const int32_t* perm, int64_t features) {
+  // Zeros: a number that is missing from a damaged permutation must not leave a wild address.
   std::vector<int32_t> result(perm ? features : 0);
   for (size_t i = 0; i < result.size(); ++i) result[perm[i]] = static_cast<int32_t>(i);
   return result;

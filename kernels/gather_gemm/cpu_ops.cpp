@@ -13,7 +13,7 @@ using at::Tensor;
 // Index and permutation of a layer, with the features of the side that the index points into.
 struct Indexed {
   Indexed(const Tensor& index_, const Tensor& perm_)
-      : index(stored_index(index_, true)), perm(stored_index(perm_, false)) {
+      : given(index_), index(stored_index(index_, true)), perm(stored_index(perm_, false)) {
     TORCH_CHECK(index.dim() == 2, "expected an index of shape [R, E], got ", index.sizes());
   }
 
@@ -32,8 +32,34 @@ struct Indexed {
 
   GatherShape shape(int64_t tokens, int64_t features, int64_t group, int64_t tile,
                     int64_t window) const {
-    TORCH_CHECK(window > 0, "expected a positive window, got ", window);
-    return {tokens, features, index.size(0), index.size(1), group, tile, window};
+    const GatherShape result{tokens, features, index.size(0), index.size(1), group, tile, window};
+    const int64_t windows = window > 0 ? (features + window - 1) / window : 0;
+    TORCH_CHECK(features > 0 && group > 0 && tile > 0 && windows > 0 && index.numel() > 0 &&
+                    index.size(1) % windows == 0,
+                "expected entries of at least one weight, as many in every window, got [",
+                index.size(0), ", ", index.size(1), ", ", group, ", ", tile, "] on ", windows,
+                " windows of ", features, " features");
+    check_entries(result, windows);
+    return result;
+  }
+
+  // The last window may be shorter than the others.
+  void check_entries(const GatherShape& shape, int64_t windows) const {
+    const int64_t full = std::min(shape.window, shape.in_features) / shape.group;
+    const int64_t last = (shape.in_features - (windows - 1) * shape.window) / shape.group;
+    const int64_t per_window = shape.entries / windows;
+    const auto check = [&](const auto* numbers) {
+      check_below("index", numbers, index.numel(), full);
+      if (last == full) return;
+      for (int64_t r = 1; r <= shape.row_blocks; ++r) {
+        check_below("index", numbers + r * shape.entries - per_window, per_window, last);
+      }
+    };
+    if (bytes() == 1) {
+      check(index.const_data_ptr<uint8_t>());
+    } else {
+      check(index.const_data_ptr<int32_t>());
+    }
   }
 
   // The packed form of the values that the forward reads, null where there is none.
@@ -42,12 +68,12 @@ struct Indexed {
     const int64_t bytes = gather_gemm_forward_packed_bytes(shape);
     if (!bytes) return nullptr;
     const PackedForm form{bytes, shape.in_features, shape.row_blocks * shape.tile, shape.window};
-    return packed_weights(values, index, form, [&](void* memory) {
+    return packed_weights(values, given, form, [&](void* memory) {
       gather_gemm_forward_pack<T>(present<T>(values), data(), this->bytes(), shape, memory);
     });
   }
 
-  Tensor index, perm;
+  Tensor given, index, perm;
 };
 
 int64_t blocked_features(const GatherShape& shape) { return shape.row_blocks * shape.tile; }
@@ -66,8 +92,8 @@ Tensor gather_gemm_op(const Tensor& x, const Tensor& values_, const Tensor& inde
   const Tensor values = stored(values_), bias = stored(bias_);
   const Rows rows(x);
   const GatherShape shape = indexed.shape(values, rows.count, rows.features, window);
-  check_length("perm", indexed.perm, rows.features);
-  check_length("bias", bias, blocked_features(shape));
+  check_perm(indexed.perm, rows.features);
+  check_bias(bias, x, blocked_features(shape));
   Tensor y = empty_rows(x, blocked_features(shape));
   for_dtype(x, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
@@ -86,7 +112,7 @@ Tensor gather_gemm_input_grad_op(const Tensor& grad, const Tensor& values_, cons
   const Tensor values = stored(values_);
   const Rows rows(grad);
   const GatherShape shape = indexed.shape(values, rows.count, in_features, window);
-  check_length("perm", indexed.perm, in_features);
+  check_perm(indexed.perm, in_features);
   check_features("grad", rows, blocked_features(shape));
   Tensor dx = empty_rows(grad, in_features);
   for_dtype(grad, [&](auto* type) {
@@ -104,7 +130,7 @@ Tensor gather_gemm_weight_grad_op(const Tensor& grad, const Tensor& x, const Ten
   const Indexed indexed(index, perm);
   const Rows grad_rows(grad), rows(x);
   check_same_rows(grad_rows, rows);
-  check_length("perm", indexed.perm, rows.features);
+  check_perm(indexed.perm, rows.features);
   const int64_t blocks = std::max<int64_t>(indexed.index.size(0), 1);
   const GatherShape shape =
       indexed.shape(rows.count, rows.features, group, grad_rows.features / blocks, window);
@@ -129,8 +155,8 @@ Tensor scatter_gemm_op(const Tensor& x, const Tensor& values_, const Tensor& ind
   const Tensor values = stored(values_), bias = stored(bias_);
   const Rows rows(x);
   const GatherShape shape = indexed.shape(values, rows.count, out_features, out_features);
-  check_length("perm", indexed.perm, rows.features);
-  check_length("bias", bias, out_features);
+  check_perm(indexed.perm, rows.features);
+  check_bias(bias, x, out_features);
   check_features("x", rows, blocked_features(shape));
   Tensor y = empty_rows(x, out_features);
   for_dtype(x, [&](auto* type) {
@@ -149,7 +175,7 @@ Tensor scatter_gemm_input_grad_op(const Tensor& grad, const Tensor& values_, con
   const Tensor values = stored(values_);
   const Rows rows(grad);
   const GatherShape shape = indexed.shape(values, rows.count, rows.features, rows.features);
-  check_length("perm", indexed.perm, blocked_features(shape));
+  check_perm(indexed.perm, blocked_features(shape));
   Tensor dx = empty_rows(grad, blocked_features(shape));
   for_dtype(grad, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
@@ -166,7 +192,7 @@ Tensor scatter_gemm_weight_grad_op(const Tensor& grad, const Tensor& x, const Te
   const Indexed indexed(index, perm);
   const Rows grad_rows(grad), rows(x);
   check_same_rows(grad_rows, rows);
-  check_length("perm", indexed.perm, rows.features);
+  check_perm(indexed.perm, rows.features);
   const int64_t blocks = std::max<int64_t>(indexed.index.size(0), 1);
   const GatherShape shape = indexed.shape(grad_rows.count, grad_rows.features, group,
                                           rows.features / blocks, grad_rows.features);

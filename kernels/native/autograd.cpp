@@ -3,9 +3,11 @@
 //
 // Every op is a product of the three of its family: y = S x, its input gradient and its weight
 // gradient. Each is linear in two operands, so their gradients are products of the family again.
+#include <ATen/TensorOperators.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/gelu_backward.h>
+#include <ATen/ops/sigmoid.h>
 #include <ATen/ops/silu_backward.h>
 #include <ATen/ops/threshold_backward.h>
 #include <ATen/ops/zeros_like.h>
@@ -103,7 +105,12 @@ Tensor activation_backward(const std::string& name, const Tensor& grad, const Te
   if (name == "relu") return at::threshold_backward(grad, pre, 0);
   if (name == "gelu") return at::gelu_backward(grad, pre, "none");
   if (name == "gelu_tanh") return at::gelu_backward(grad, pre, "tanh");
-  if (name == "silu") return at::silu_backward(grad, pre);
+  if (name == "silu" && !at::GradMode::is_enabled()) return at::silu_backward(grad, pre);
+  if (name == "silu") {
+    // `silu_backward` has no derivative of its own.
+    const Tensor gate = at::sigmoid(pre);
+    return grad * gate * (1 + pre * (1 - gate));
+  }
   return grad;
 }
 
@@ -206,8 +213,12 @@ struct WeightGradFunction : torch::autograd::Function<WeightGradFunction<Family>
   }
 };
 
+bool has_tangent(const Tensor& tensor) { return tensor._fw_grad(0).defined(); }
+
 template <class... Tensors>
 bool recorded(const Tensors&... tensors) {
+  TORCH_CHECK_NOT_IMPLEMENTED(!(has_tangent(tensors) || ...),
+                              "padst_fx has no forward-mode derivatives");
   return at::GradMode::is_enabled() && (tensors.requires_grad() || ...);
 }
 

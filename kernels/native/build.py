@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import shlex
 import shutil
 import subprocess
@@ -57,14 +58,18 @@ def cache_folder() -> Path:
     return Path(cache) / "padst_fx"
 
 
-def compiler() -> str:
-    """The C++ compiler: `$CXX`, else the first of c++, g++ and clang++ on the path.
+def compiler() -> list[str]:
+    """The command of the C++ compiler: `$CXX`, else the first of c++, g++ and clang++ on the path.
 
-    Raises `BuildError` where there is none.
+    Raises `BuildError` where there is none, or `$CXX` names none.
     """
-    for name in filter(None, (os.environ.get("CXX"), "c++", "g++", "clang++")):
+    if wanted := _words("CXX"):
+        if not shutil.which(wanted[0]):
+            raise BuildError(f"no C++ compiler found: CXX is {shlex.join(wanted)}")
+        return wanted
+    for name in ("c++", "g++", "clang++"):
         if found := shutil.which(name):
-            return found
+            return [found]
     raise BuildError("no C++ compiler found (looked for $CXX, c++, g++ and clang++)")
 
 
@@ -73,8 +78,15 @@ def sources() -> list[Path]:
     return sorted(KERNELS.glob("*/*.cpp"))
 
 
+def _words(variable: str) -> list[str]:
+    try:
+        return shlex.split(os.environ.get(variable, ""))
+    except ValueError as error:
+        raise BuildError(f"cannot read {variable}: {error}") from error
+
+
 def _extra_flags() -> list[str]:
-    return shlex.split(os.environ.get(EXTRA_FLAGS_VARIABLE, ""))
+    return _words(EXTRA_FLAGS_VARIABLE)
 
 
 def _key(isa: str) -> str:
@@ -83,13 +95,13 @@ def _key(isa: str) -> str:
     for path in [*sources(), *sorted(KERNELS.glob("*/*.h")), Path(__file__)]:
         digest.update(path.name.encode())
         digest.update(path.read_bytes())
-    flags = (*COMMON_FLAGS, *isas.FLAGS[isa], *_extra_flags(), torch.__version__)
-    digest.update(repr(flags).encode())
+    flags = (*COMMON_FLAGS, *isas.FLAGS[isa], *_extra_flags())
+    digest.update(repr((flags, torch.__version__, platform.machine())).encode())
     return digest.hexdigest()[:16]
 
 
 def _build(isa: str, path: Path) -> None:
-    command = [compiler(), *COMMON_FLAGS, *isas.FLAGS[isa], *_extra_flags(), *_include_flags()]
+    command = [*compiler(), *COMMON_FLAGS, *isas.FLAGS[isa], *_extra_flags(), *_include_flags()]
     with tempfile.TemporaryDirectory(dir=path.parent) as name:
         folder = Path(name)
         compiles = [
@@ -100,7 +112,8 @@ def _build(isa: str, path: Path) -> None:
             list(pool.map(_run, compiles))
         result = folder / path.name
         objects = [arguments[-1] for arguments in compiles]
-        _run([compiler(), "-shared", *_extra_flags(), *objects, *_link_flags(), "-o", str(result)])
+        link = [*compiler(), "-shared", *_extra_flags(), *objects, *_link_flags()]
+        _run([*link, "-o", str(result)])
         result.rename(path)
 
 

@@ -20,7 +20,7 @@ def loaded() -> bool:
     if wanted == "torch":
         return False
     try:
-        torch.ops.load_library(str(build.library(wanted)))
+        _load(wanted)
     except (build.BuildError, OSError) as error:
         warnings.warn(
             f"padst_fx runs in plain torch on the CPU, which is slow: {error}"
@@ -29,3 +29,13 @@ def loaded() -> bool:
         )
         return False
     return True
+
+
+def _load(wanted: str) -> None:
+    """Load the library; one that cannot be loaded is taken for damaged and built once more."""
+    path = build.library(wanted)
+    try:
+        torch.ops.load_library(str(path))
+    except OSError:
+        path.unlink(missing_ok=True)
+        torch.ops.load_library(str(build.library(wanted)))

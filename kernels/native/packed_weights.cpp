@@ -14,7 +14,7 @@
 namespace padst {
 namespace {
 
-constexpr int kSamples = 16;
+constexpr int kSamples = 64;
 
 // Content and version of a tensor, as far as they can be seen without reading all of it.
 struct Stamp {
@@ -45,8 +45,12 @@ Stamp stamp(const at::Tensor& tensor) {
   return result;
 }
 
+using Owner = c10::weak_intrusive_ptr<c10::StorageImpl>;
+
+// The owners are held weakly: a new tensor at an old address is not taken for the old one.
 struct Entry {
-  c10::weak_intrusive_ptr<c10::StorageImpl> owner;
+  Owner values_owner;
+  Owner index_owner;
   PackedForm form;
   Stamp values;
   Stamp index;
@@ -60,29 +64,28 @@ class Cache {
     const auto [first, last] = entries_.equal_range(key);
     for (auto it = first; it != last; ++it) {
       const Entry& entry = it->second;
-      if (entry.form == form && entry.values == values && entry.index == index) return entry.packed;
+      if (entry.form == form && entry.values == values && entry.index == index &&
+          !entry.values_owner.expired() && !entry.index_owner.expired()) {
+        return entry.packed;
+      }
     }
     return nullptr;
   }
 
   void keep(const void* key, Entry entry) {
     const std::lock_guard<std::mutex> guard(mutex_);
-    // Forms whose values are gone, and the one that this one renews.
-    for (auto it = entries_.begin(); it != entries_.end();) {
-      const bool renewed = it->first == key && it->second.form == entry.form &&
-                           it->second.values.data == entry.values.data;
-      it = renewed || it->second.owner.expired() ? entries_.erase(it) : std::next(it);
-    }
+    drop_if([&](const void* other, const Entry& old) {
+      return other == key && old.form == entry.form && old.values.data == entry.values.data;
+    });
     entries_.emplace(key, std::move(entry));
     ++made_;
   }
 
   int64_t bytes() {
     const std::lock_guard<std::mutex> guard(mutex_);
+    drop_if([](const void*, const Entry&) { return false; });
     int64_t total = 0;
-    for (const auto& [key, entry] : entries_) {
-      if (!entry.owner.expired()) total += entry.form.bytes;
-    }
+    for (const auto& [key, entry] : entries_) total += entry.form.bytes;
     return total;
   }
 
@@ -92,6 +95,16 @@ class Cache {
   }
 
  private:
+  // Drops what is renewed, and what has lost its values or its index.
+  template <class F>
+  void drop_if(const F& renewed) {
+    for (auto it = entries_.begin(); it != entries_.end();) {
+      const Entry& entry = it->second;
+      const bool lost = entry.values_owner.expired() || entry.index_owner.expired();
+      it = lost || renewed(it->first, entry) ? entries_.erase(it) : std::next(it);
+    }
+  }
+
   std::mutex mutex_;
   std::unordered_multimap<const void*, Entry> entries_;
   int64_t made_ = 0;
@@ -116,8 +129,8 @@ Packed packed_weights(const at::Tensor& values, const at::Tensor& index, const P
   if (!memory) throw std::bad_alloc();
   Packed packed(memory, [](const void* data) { std::free(const_cast<void*>(data)); });
   pack(memory);
-  cache().keep(owner, {values.storage().getWeakStorageImpl(), form, values_stamp, index_stamp,
-                       packed});
+  cache().keep(owner, {values.storage().getWeakStorageImpl(), index.storage().getWeakStorageImpl(),
+                       form, values_stamp, index_stamp, packed});
   return packed;
 }
 

@@ -26,9 +26,10 @@ using Packed = std::shared_ptr<const void>;
 
 // The packed form of `values` under `index`, made by `pack` when there is none of the tensors'
 // present versions. Null for tensors without versions (made under inference mode): these are packed
-// in every call. A form lives as long as the storage of its values, or until it is renewed.
+// in every call. A form of values that are gone is freed when the next one is made.
 //
-// A write that bypasses versions (`values.data.mul_(2)`) is found by comparing samples of the values.
+// Samples of the values are compared as well: a write to all of them that goes around versions
+// (`values.data.mul_(2)`) is noticed, a write to a few of them is not.
 //
 // `torch.ops.padst.packed_bytes()` says what packed forms hold now, `packed_count()` how many were
 // made so far.

@@ -6,6 +6,9 @@
 #include <ATen/core/Tensor.h>
 #include <c10/util/string_view.h>
 
+#include <algorithm>
+#include <type_traits>
+
 #include "native/activation.h"
 #include "native/scalar.h"
 
@@ -78,6 +81,29 @@ inline void check_one_dtype(const at::Tensor& x, const at::Tensor& values) {
 inline void check_length(const char* name, const at::Tensor& tensor, int64_t length) {
   TORCH_CHECK(tensor.numel() == 0 || tensor.numel() == length, "expected ", name, " of length 0 or ",
               length, ", got ", tensor.numel());
+}
+
+inline void check_bias(const at::Tensor& bias, const at::Tensor& x, int64_t length) {
+  check_length("bias", bias, length);
+  TORCH_CHECK(bias.numel() == 0 || bias.scalar_type() == x.scalar_type(),
+              "expected x and bias of one dtype, got ", x.scalar_type(), " and ",
+              bias.scalar_type());
+}
+
+// Numbers that kernels take for addresses: a damaged one must not reach beyond the tensors.
+template <class Index>
+void check_below(const char* name, const Index* numbers, int64_t count, int64_t limit) {
+  using Unsigned = std::make_unsigned_t<Index>;
+  Unsigned largest = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    largest = std::max(largest, static_cast<Unsigned>(numbers[i]));
+  }
+  TORCH_CHECK_INDEX(count == 0 || largest < limit, "expected ", name, " within [0, ", limit, ")");
+}
+
+inline void check_perm(const at::Tensor& perm, int64_t features) {
+  check_length("perm", perm, features);
+  check_below("perm", perm.const_data_ptr<int32_t>(), perm.numel(), features);
 }
 
 inline void check_same_rows(const Rows& grad, const Rows& x) {

@@ -9,6 +9,18 @@ namespace {
 
 using at::Tensor;
 
+// Sorted, distinct and inside the longer side: the loops rely on all of it.
+void check_offsets(const Tensor& offsets, const ShiftShape& shape) {
+  TORCH_CHECK(shape.out_features > 0 && shape.in_features > 0 && shape.diagonals > 0,
+              "expected features and diagonals, got ", shape.diagonals, " diagonals of [",
+              shape.out_features, ", ", shape.in_features, "]");
+  const int32_t* const numbers = offsets.const_data_ptr<int32_t>();
+  check_below("offsets", numbers, shape.diagonals, std::max(shape.out_features, shape.in_features));
+  bool ascending = true;
+  for (int64_t k = 1; k < shape.diagonals; ++k) ascending &= numbers[k - 1] < numbers[k];
+  TORCH_CHECK_INDEX(ascending, "expected ascending, distinct offsets");
+}
+
 struct Diagonals {
   Diagonals(const Tensor& values_, const Tensor& offsets_, const Tensor& perm_)
       : values(stored(values_)),
@@ -20,7 +32,8 @@ struct Diagonals {
     TORCH_CHECK(
         values.dim() == 2 && values.size(0) == offsets.numel() && values.size(1) == length,
         "expected values of shape [", offsets.numel(), ", ", length, "], got ", values.sizes());
-    check_length("perm", perm, shape.in_features);
+    check_offsets(offsets, shape);
+    check_perm(perm, shape.in_features);
   }
 
   Tensor values, offsets, perm;
@@ -35,7 +48,7 @@ Tensor shift_op(const Tensor& x, const Tensor& values, const Tensor& offsets, co
   const Rows rows(x);
   const ShiftShape shape{rows.count, out_features, rows.features, diagonals.offsets.numel()};
   diagonals.check(shape);
-  check_length("bias", bias, out_features);
+  check_bias(bias, x, out_features);
   Tensor y = empty_rows(x, out_features);
   for_dtype(x, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
@@ -70,7 +83,8 @@ Tensor shift_weight_grad_op(const Tensor& grad, const Tensor& x, const Tensor& o
   const Rows grad_rows(grad), rows(x);
   check_same_rows(grad_rows, rows);
   const ShiftShape shape{rows.count, grad_rows.features, rows.features, offsets.numel()};
-  check_length("perm", perm, rows.features);
+  check_offsets(offsets, shape);
+  check_perm(perm, rows.features);
   Tensor dvalues = at::detail::empty_cpu(
       {shape.diagonals, std::min(shape.out_features, shape.in_features)}, grad.scalar_type());
   for_dtype(grad, [&](auto* type) {

@@ -127,6 +127,8 @@ inline void rank_offsets(const int32_t* offsets, int64_t count, int64_t longer, 
 }
 
 inline void invert(const int32_t* perm, int64_t count, int32_t* inverse) {
+  // A number that is missing from a damaged permutation must not leave a wild address.
+  std::fill_n(inverse, count, 0);
   for (int64_t i = 0; i < count; ++i) inverse[perm[i]] = static_cast<int32_t>(i);
 }
 

@@ -28,7 +28,8 @@ class Packed:
     """A packed weight and what it was packed from."""
 
     values: ref[Tensor]
-    versions: tuple[int, int, int]
+    index: ref[Tensor]
+    state: tuple[object, ...]
     weight: Any
 
 
@@ -46,12 +47,19 @@ class PackedWeights:
         """The packed weight, packed anew if either tensor was written to since."""
         if values.is_inference() or index.is_inference():
             return self._pack(values, index)
-        key, versions = id(values), (values._version, index._version, index.data_ptr())
+        key, state = id(values), (_state(values), _state(index))
         found = self._kept.get(key)
-        if found is None or found.values() is not values or found.versions != versions:
+        same = found is not None and found.values() is values and found.index() is index
+        if found is None or not same or found.state != state:
             watched = ref(values, lambda _: self._kept.pop(key, None))
-            found = self._kept[key] = Packed(watched, versions, self._pack(values, index))
+            found = Packed(watched, ref(index), state, self._pack(values, index))
+            self._kept[key] = found
         return found.weight
+
+
+def _state(tensor: Tensor) -> tuple[object, ...]:
+    """What changes when a tensor is written to or gets other storage."""
+    return tensor._version, tensor.data_ptr(), tensor.dtype, tensor.device
 
 
 def _pack(values: Tensor, index: Tensor) -> Any:

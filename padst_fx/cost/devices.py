@@ -80,7 +80,7 @@ CPU_CORE = {
     "portable": (20e9, 10e9),
 }
 CPU_BANDWIDTH = 200e9
-CPU_CALL = 5e-6
+CPU_CALL, CPU_DENSE_CALL = 8e-6, 5e-6
 CPU_SHARES = {"diagonals": 0.55, "tiles": 0.7, "slots": 0.5}
 # What plain torch makes of them, with its many small calls.
 TORCH_SHARES = {"diagonals": 0.07, "tiles": 0.15, "slots": 0.025}
@@ -100,7 +100,7 @@ def _cpu_rates(device: Device, dtype: torch.dtype) -> Rates:
         shares=TORCH_SHARES if plain else CPU_SHARES,
         bandwidth=min(device.threads * bandwidth, CPU_BANDWIDTH),
         call=TORCH_CALL if plain else CPU_CALL,
-        dense_call=CPU_CALL,
+        dense_call=CPU_DENSE_CALL,
     )
 
 

@@ -6,6 +6,7 @@ import csv
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
+from math import inf
 from pathlib import Path
 
 MEASUREMENTS = Path(__file__).parent / "measurements"
@@ -31,6 +32,11 @@ class Record:
     microseconds: float
     versions: str = ""
 
+    def __post_init__(self) -> None:
+        sizes = (self.out_features, self.in_features, self.nonzeros, self.tokens)
+        if min(sizes) < 1 or not 0 < self.microseconds < inf:
+            raise ValueError(f"a measured cost needs positive sizes and a positive time: {self}")
+
     @property
     def key(self) -> tuple[object, ...]:
         """Everything but the time and what measured it."""
@@ -43,13 +49,18 @@ def read_records(folder: Path = MEASUREMENTS) -> list[Record]:
 
 
 def read_file(path: Path) -> list[Record]:
-    """The records of one file."""
+    """The records of one file. Raises `ValueError` with file and line for one that is damaged."""
     kinds = {"int": int, "float": float, "str": str}
+    records = []
     with path.open(newline="") as file:
-        return [
-            Record(**{f.name: kinds[str(f.type)](row[f.name]) for f in fields(Record)})
-            for row in csv.DictReader(file)
-        ]
+        reader = csv.DictReader(file)
+        for row in reader:
+            try:
+                known = {f.name: kinds[str(f.type)](row[f.name]) for f in fields(Record)}
+                records.append(Record(**known))
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"{path}, line {reader.line_num}: {error!r}") from error
+    return records
 
 
 def write_records(records: Iterable[Record], folder: Path = MEASUREMENTS) -> list[Path]:

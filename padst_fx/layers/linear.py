@@ -14,6 +14,7 @@ from padst_fx.layers.stored_values import StoredValues
 from padst_fx.permutation import (
     check_permutation,
     draw_permutation,
+    is_permutation,
     permutation_length,
     permute_columns,
     unpermute_columns,
@@ -213,6 +214,11 @@ class SparseLinear(nn.Module):
         """A new probe, without hooks and not asking for scores."""
         self.probe = self._empty_probe()
 
+    @staticmethod
+    def _is_like(loaded: Any, own: Tensor) -> bool:
+        """Whether a loaded buffer can be looked into: others are reported, or have no content."""
+        return isinstance(loaded, Tensor) and loaded.shape == own.shape and not loaded.is_meta
+
     def _empty_probe(self) -> Tensor:
         """The scores' shape on one element of storage, beside the values."""
         dtype = accumulation_dtype(self.values.dtype)
@@ -233,8 +239,25 @@ class SparseLinear(nn.Module):
         self._follow_values()
         return self
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
+    def topology_fault(self, index: Tensor, perm: Tensor) -> str | None:
+        """What is wrong with an index and a permutation of this layer's shapes, if anything.
+
+        Kernels read through both without looking: they must be right.
+        """
+        if not self.pattern.is_index(index):
+            return f"index holds no units of {self.pattern.structure} in order"
+        if not is_permutation(perm):
+            return f"perm is not a permutation of {self.in_features} inputs"
+        return None
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        index, perm = (state_dict.get(f"{prefix}{name}") for name in ("index", "perm"))
+        readable = self._is_like(index, self.index) and self._is_like(perm, self.perm)
+        if readable and (fault := self.topology_fault(index, perm)):
+            raise ValueError(f"cannot load {prefix.rstrip('.') or 'the layer'}: {fault}")
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         if self.absent.device != self.values.device or self.absent.dtype != self.values.dtype:
             self._follow_values()
 

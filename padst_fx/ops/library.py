@@ -42,11 +42,17 @@ def register_projection(
     name = schema.split("(", 1)[0]
 
     def call(*args: Any) -> Tensor:
-        if args[0].is_cpu and native.loaded():
+        tensors = (argument for argument in args if isinstance(argument, Tensor))
+        if all(map(_is_plain_cpu, tensors)) and native.loaded():
             return getattr(torch.ops.padst, name).default(*args)
         return kernel(*args)
 
     return register(schema, call, fake)
+
+
+def _is_plain_cpu(tensor: Tensor) -> bool:
+    """Whether the dispatcher sends the tensor to the CPU's own kernels."""
+    return tensor.is_cpu and tensor.layout is torch.strided
 
 
 def register_autograd(
@@ -94,7 +100,11 @@ def _has_triton() -> bool:
 
 
 def check_operands(x: Tensor, values: Tensor) -> None:
-    """Raise `RuntimeError` unless input and weights have one dtype, as `F.linear` does."""
+    """Raise `RuntimeError` unless input and weights have one dtype and device, as `F.linear`."""
+    torch._check(
+        x.device == values.device,
+        lambda: f"expected x and values on one device, got {x.device} and {values.device}",
+    )
     torch._check(
         x.dtype == values.dtype,
         lambda: f"expected x and values of one dtype, got {x.dtype} and {values.dtype}",

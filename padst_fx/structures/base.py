@@ -201,6 +201,18 @@ class Pattern(ABC):
     def probe(self, y: Tensor, x: Tensor, index: Tensor, perm: Tensor, probe: Tensor) -> Tensor:
         """A copy of `y` whose backward gives `probe` the growth scores as its gradient."""
 
+    def is_index(self, index: Tensor) -> bool:
+        """Whether an index of the right shape names units that exist, distinct and in order."""
+        try:
+            units = self.units_from_index(index)
+        except RuntimeError:
+            return False
+        if not bool(((units >= 0) & (units < self.candidates)).all()):
+            return False
+        ascending = bool((units[:, 1:] > units[:, :-1]).all())
+        exist = bool(self.available().to(units.device).gather(1, units).all())
+        return ascending and exist and torch.equal(self.index_from_units(units), index)
+
     def growth_candidates(self, scores: Tensor) -> tuple[Tensor, Tensor]:
         """Growth scores `[groups, C]` and the unit ids they belong to, from a probe's gradient."""
         scores = scores.reshape(self.groups, self.candidates)

@@ -23,6 +23,7 @@ def rates(monkeypatch):
     """A core does 10 GFLOP/s and 5 GB/s, blocks half of that, and a call takes 2 us."""
     monkeypatch.setitem(devices.CPU_CORE, "portable", (10e9, 5e9))
     monkeypatch.setattr(devices, "CPU_CALL", 2e-6)
+    monkeypatch.setattr(devices, "CPU_DENSE_CALL", 2e-6)
     monkeypatch.setitem(devices.CPU_SHARES, "tiles", 0.5)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from padst_fx.kernels.native import build, isa
+from padst_fx.kernels.native import build, isa, load
 
 COMPILER = """#!/bin/sh
 echo "$@" >> "$COMPILER_LOG"
@@ -75,6 +75,39 @@ def test_the_compilers_words_are_in_the_error(
     with pytest.raises(build.BuildError, match="unknown flag"):
         build.library("portable")
     assert list((tmp_path / "cache").glob("*.so")) == []
+
+
+def test_the_compiler_may_have_arguments(
+    fake_compiler: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", f"{tmp_path / 'fake-c++'} -m64")
+    build.library("portable")
+    assert all(command.startswith("-m64 ") for command in commands(fake_compiler))
+
+
+def test_a_compiler_asked_for_and_not_found_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "/nowhere/c++")
+    with pytest.raises(build.BuildError, match="CXX is /nowhere/c"):
+        build.compiler()
+    monkeypatch.setenv("CXX", "g++ 'x")
+    with pytest.raises(build.BuildError, match="cannot read CXX"):
+        build.compiler()
+
+
+def test_a_damaged_library_is_built_once_more(
+    fake_compiler: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = []
+
+    def load_library(path: str) -> None:
+        paths.append(path)
+        if Path(path).read_text() != "built\n":
+            raise OSError("file too short")
+
+    monkeypatch.setattr("torch.ops.load_library", load_library)
+    build.library("portable").write_text("")
+    load._load("portable")
+    assert len(paths) == 2 and len(commands(fake_compiler)) == 2 * (len(build.sources()) + 1)
 
 
 def test_unknown_instruction_set_lists_the_known(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,6 +113,65 @@ def test_operands_of_another_shape_are_named() -> None:
         shift(x, sparse.values, index, perm, empty, 96, "tanh")
 
 
+def damaged(index: Tensor, position: int, number: int) -> Tensor:
+    index = index.clone()
+    index.view(-1)[position] = number
+    return index
+
+
+def test_numbers_that_would_reach_beyond_the_tensors_are_refused() -> None:
+    x = torch.randn(40, 160)
+    numbers = {"diag": 160, "diag-16": 10, "block-8": -1, "nm": 10, "nm-tile": 255}
+    for name, number in numbers.items():
+        sparse = layer(name)
+        for tokens in (1, 40):
+            index = damaged(sparse.index, -1, number)
+            with pytest.raises(IndexError, match=r"(offsets|index) within \[0, "):
+                sparse.pattern.linear(x[:tokens], sparse.values, index, sparse.perm, sparse.absent)
+            perm = damaged(sparse.perm, 3, 1 << 28)
+            with pytest.raises(IndexError, match=r"perm within \[0, 160\)"):
+                sparse.pattern.linear(x[:tokens], sparse.values, sparse.index, perm, sparse.absent)
+
+
+def test_a_slot_beyond_the_short_last_window_is_refused() -> None:
+    sparse = SparseLinear(45, 32, padst_fx.NM(1, 10))
+    index = damaged(sparse.index, -1, 7)
+    with pytest.raises(IndexError, match=r"index within \[0, 5\)"):
+        sparse.pattern.linear(torch.randn(3, 45), sparse.values, index, sparse.perm, sparse.absent)
+
+
+def test_unsorted_offsets_are_refused() -> None:
+    values, offsets = torch.randn(3, 64), torch.tensor([40, 3, 17], dtype=torch.int32)
+    with pytest.raises(IndexError, match="ascending, distinct offsets"):
+        torch.ops.padst.shift(
+            torch.randn(40, 64), values, offsets, offsets[:0], torch.empty(0), 64, "none"
+        )
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_a_bias_of_another_dtype_is_refused(name: str) -> None:
+    sparse = layer(name)
+    with pytest.raises(RuntimeError, match="x and bias of one dtype, got Float and BFloat16"):
+        bias = torch.zeros(96, dtype=torch.bfloat16)
+        sparse.pattern.linear(torch.randn(2, 160), sparse.values, sparse.index, sparse.perm, bias)
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_tensors_of_other_devices_and_layouts_are_refused(name: str) -> None:
+    sparse, x = layer(name), torch.randn(2, 160)
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        sparse(x.to_mkldnn())
+    with pytest.raises(RuntimeError, match="x and values on one device, got cpu and meta"):
+        values = sparse.values.to("meta")
+        sparse.pattern.linear(x, values, sparse.index, sparse.perm, sparse.absent)
+
+
+def test_forward_mode_derivatives_are_refused() -> None:
+    sparse, x = layer("block-8"), torch.randn(2, 160)
+    with pytest.raises(NotImplementedError, match="forward-mode"):
+        torch.func.jvp(sparse, (x,), (torch.ones_like(x),))
+
+
 def packed_count() -> int:
     return torch.ops.padst.packed_count()
 

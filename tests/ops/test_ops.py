@@ -108,7 +108,7 @@ def test_gradcheck(pattern, activation):
     torch.autograd.gradcheck(function, (x, values, bias))
 
 
-@pytest.mark.parametrize("activation", ["none", "relu", "gelu"])
+@pytest.mark.parametrize("activation", ["none", "relu", "gelu", "silu"])
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
 def test_double_backward(pattern, activation):
     x, values, index, perm, bias = operands(pattern)
