@@ -8,6 +8,7 @@
 #include "gather_gemm/product.h"
 #include "gather_gemm/single_entries.h"
 #include "gather_gemm/sorted_columns.h"
+#include "gather_gemm/tile_product.h"
 #include "gather_gemm/weight_grad.h"
 #include "native/parallel.h"
 #include "native/scratch.h"
@@ -161,6 +162,12 @@ template <class T>
 void gather_gemm_forward(const T* x, int64_t ldx, const T* values, const void* index,
                          int index_bytes, const int32_t* perm, Epilogue<T> epilogue, T* y,
                          GatherShape shape, const void* packed) {
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    if (tiles_fit(shape)) {
+      return gather_tiles(x, ldx, perm, values, Columns(index, index_bytes, shape),
+                          epilogue, y, nullptr, shape);
+    }
+  }
   const auto map = inverse(perm, shape.in_features);
   if constexpr (std::is_same_v<Accumulator<T>, float>) {
     if (packed && PackedRows::used(shape)) {
@@ -177,6 +184,12 @@ template <class T>
 void gather_gemm_input_grad(const T* grad, int64_t ldg, const T* values, const void* index,
                             int index_bytes, const int32_t* perm, T* dx, GatherShape shape) {
   const auto map = inverse(perm, shape.in_features);
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    if (tiles_fit(shape)) {
+      return scatter_tiles(grad, ldg, nullptr, values, Columns(index, index_bytes, shape),
+                           {nullptr, Activation::none}, dx, map_of(map), shape);
+    }
+  }
   scatter_product<T>(grad, ldg, nullptr, values, index, index_bytes, {nullptr, Activation::none},
                      dx, map_of(map), shape);
 }
@@ -194,6 +207,12 @@ template <class T>
 void scatter_gemm_forward(const T* x, int64_t ldx, const T* values, const void* index,
                           int index_bytes, const int32_t* perm, Epilogue<T> epilogue, T* y,
                           GatherShape shape) {
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    if (tiles_fit(shape)) {
+      return scatter_tiles(x, ldx, perm, values, Columns(index, index_bytes, shape),
+                           epilogue, y, nullptr, shape);
+    }
+  }
   const auto map = inverse(perm, blocked_features(shape));
   scatter_product(x, ldx, map_of(map), values, index, index_bytes, epilogue, y, nullptr, shape);
 }
@@ -202,6 +221,12 @@ template <class T>
 void scatter_gemm_input_grad(const T* grad, int64_t ldg, const T* values, const void* index,
                              int index_bytes, const int32_t* perm, T* dx, GatherShape shape) {
   const auto map = inverse(perm, blocked_features(shape));
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    if (tiles_fit(shape)) {
+      return gather_tiles(grad, ldg, nullptr, values, Columns(index, index_bytes, shape),
+                          {nullptr, Activation::none}, dx, map_of(map), shape);
+    }
+  }
   gather_product<T>(grad, ldg, nullptr, values, index, index_bytes, {nullptr, Activation::none},
                     dx, map_of(map), shape);
 }
