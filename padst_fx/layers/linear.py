@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -215,7 +215,7 @@ class SparseLinear(nn.Module):
         self.probe = self._empty_probe()
 
     @staticmethod
-    def _is_like(loaded: Any, own: Tensor) -> bool:
+    def _is_like(loaded: Any, own: Tensor) -> TypeGuard[Tensor]:
         """Whether a loaded buffer can be looked into: others are reported, or have no content."""
         return isinstance(loaded, Tensor) and loaded.shape == own.shape and not loaded.is_meta
 
@@ -254,8 +254,10 @@ class SparseLinear(nn.Module):
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         index, perm = (state_dict.get(f"{prefix}{name}") for name in ("index", "perm"))
-        readable = self._is_like(index, self.index) and self._is_like(perm, self.perm)
-        if readable and (fault := self.topology_fault(index, perm)):
+        fault = None
+        if self._is_like(index, self.index) and self._is_like(perm, self.perm):
+            fault = self.topology_fault(index, perm)
+        if fault:
             raise ValueError(f"cannot load {prefix.rstrip('.') or 'the layer'}: {fault}")
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         if self.absent.device != self.values.device or self.absent.dtype != self.values.dtype:
