@@ -22,7 +22,7 @@ from benchmarks.table import Row, Table
 from benchmarks.timing import quartiles
 from padst_fx.kernels.native.build import CACHE_VARIABLE
 
-ROUNDS, QUICK_ROUNDS = 5, 1
+MOST_ROUNDS, QUICK_ROUNDS = 5, 1
 COMPILED = ("Diag()", "Diag(width=16)", "Block(16)", "NM(1, 10, tile=16)")
 QUICK_COMPILED = ("Diag()",)
 
@@ -81,11 +81,12 @@ def _folders(caches: Path, kernels: Path | None) -> Mapping[str, str]:
 def measure(settings: Settings) -> dict[tuple[str, str], list[float]]:
     """Seconds by (what, model), one number a round; the models take turns.
 
-    `quick` builds nothing: it takes the kernels that are there.
+    `quick` builds nothing: it takes the kernels that are there. A round takes minutes, so there
+    are `MOST_ROUNDS` of them at most.
     """
     models = settings.only or (QUICK_COMPILED if settings.quick else COMPILED)
     times: dict[tuple[str, str], list[float]] = {}
-    for _ in range(QUICK_ROUNDS if settings.quick else ROUNDS):
+    for _ in range(QUICK_ROUNDS if settings.quick else min(settings.rounds, MOST_ROUNDS)):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             kernels = None if settings.quick else folder / "kernels"

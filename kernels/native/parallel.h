@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <exception>
+#include <mutex>
 
 #if defined(PADST_STD_THREADS)
 #include <cstdlib>
@@ -27,7 +29,8 @@ inline int threads() {
 }
 
 // Calls f(first, last, thread) on contiguous parts of [0, tasks), one part a thread. Which part a
-// thread gets depends on `tasks` and the number of threads alone.
+// thread gets depends on `tasks` and the number of threads alone. What a part throws (memory may be
+// short) is thrown here once all have ended, since no exception may leave a thread.
 template <class F>
 void parallel(int64_t tasks, const F& f) {
   const int count = static_cast<int>(std::min<int64_t>(threads(), tasks));
@@ -35,8 +38,15 @@ void parallel(int64_t tasks, const F& f) {
     if (tasks > 0) f(int64_t{0}, tasks, 0);
     return;
   }
+  std::exception_ptr thrown;
+  std::mutex writing;
   const auto part = [&](int thread) {
-    f(tasks * thread / count, tasks * (thread + 1) / count, thread);
+    try {
+      f(tasks * thread / count, tasks * (thread + 1) / count, thread);
+    } catch (...) {
+      const std::lock_guard<std::mutex> lock(writing);
+      thrown = std::current_exception();
+    }
   };
 #if defined(PADST_STD_THREADS)
   // A race detector understands these threads; it does not understand those of OpenMP.
@@ -49,6 +59,7 @@ void parallel(int64_t tasks, const F& f) {
 #pragma omp parallel num_threads(count)
   for (int i = omp_get_thread_num(); i < count; i += omp_get_num_threads()) part(i);
 #endif
+  if (thrown) std::rethrow_exception(thrown);
 }
 
 }  // namespace padst

@@ -70,6 +70,7 @@ def _pack(values: Tensor, index: Tensor) -> Any:
 
 PACKED = PackedWeights(_pack)
 _MET: set[tuple[object, ...]] = set()
+_MOST_MET = 10_000
 
 
 @cache
@@ -91,8 +92,13 @@ def is_faster(x: Tensor, values: Tensor) -> bool:
 
 
 def is_new(*call: object) -> bool:
-    """Whether such a call was never made before; the next one like it will not be new."""
+    """Whether such a call was not made before; the next one like it will not be new.
+
+    Calls are remembered up to a number, then all are forgotten: asking once more costs little.
+    """
     new = call not in _MET
+    if len(_MET) >= _MOST_MET:
+        _MET.clear()
     _MET.add(call)
     return new
 

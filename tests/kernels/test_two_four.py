@@ -14,6 +14,7 @@ from torch.sparse._semi_structured_conversions import (
 )
 
 from padst_fx.kernels.tiles.table import forced
+from padst_fx.kernels.two_four import library as two_four_library
 from padst_fx.kernels.two_four.layout import dense_weight, fits
 from padst_fx.kernels.two_four.library import PackedWeights, is_new
 
@@ -100,3 +101,10 @@ def test_equals_dense_maths_on_the_device(tokens: int, dtype: torch.dtype) -> No
 def test_a_call_is_new_once() -> None:
     assert is_new("this test", 1) and not is_new("this test", 1)
     assert is_new("this test", 2)
+
+
+def test_calls_met_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(two_four_library, "_MET", set())
+    monkeypatch.setattr(two_four_library, "_MOST_MET", 3)
+    assert all(is_new("bounded", i) for i in range(8))
+    assert len(two_four_library._MET) <= 3 and not is_new("bounded", 7)
