@@ -2,14 +2,15 @@
 
 Fresh weights from the configurations, bfloat16, both sides compiled. Inference of ViT-B/16 and
 ViT-H/14 with 256 images, a training step of GPT-2 medium with 8 x 1024 tokens, and one token of a
-decoder shaped like Llama 3.1 8B, replayed as a CUDA graph. A sparse model has to give finite values
-before it is timed.
+decoder shaped like Llama 3.1 8B, replayed as a CUDA graph. Before a sparse model is timed it has to
+give what a dense model of the same weights gives.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +19,12 @@ from torch import Tensor, nn
 
 import padst_fx
 from benchmarks import results_file
+from benchmarks.gpu_check import WrongResultError
 from benchmarks.gpu_device import captured, microseconds, require_cuda, versions
 
 SPARSITY = 0.9
+# Of the dense result's norm: what bfloat16 loses on the way through a deep model stays below.
+TOLERANCE = 0.05
 STRUCTURES: dict[str, padst_fx.Structure] = {
     "Block(64)": padst_fx.Block(64),
     "Diag(width=64)": padst_fx.Diag(width=64),
@@ -76,8 +80,12 @@ def classify(model: Any, images: int = 256) -> Callable[[], Tensor]:
 
 
 def train(model: Any, batch: int = 8, length: int = 1024) -> Callable[[], Tensor]:
-    """The loss of one step: forward, backward, AdamW."""
-    device = next(model.parameters()).device
+    """The first parameter's gradient in one step of forward, backward and AdamW.
+
+    That parameter embeds the tokens, so its gradient has passed through every layer twice.
+    """
+    first = next(model.parameters())
+    device = first.device
     tokens = torch.randint(model.config.vocab_size, (batch, length), device=device)
     optimizer = torch.optim.AdamW(model.parameters(), fused=device.type == "cuda")
     run = torch.compile(model.train())
@@ -85,9 +93,11 @@ def train(model: Any, batch: int = 8, length: int = 1024) -> Callable[[], Tensor
     def call() -> Tensor:
         loss: Tensor = run(tokens, labels=tokens, use_cache=False).loss
         loss.backward()
+        gradient = first.grad
+        assert gradient is not None
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return loss.detach()
+        return gradient
 
     return call
 
@@ -142,16 +152,41 @@ WORKLOADS = (
 )
 
 
-def prepared(workload: Workload, structure: padst_fx.Structure | None) -> Callable[[], object]:
-    """The call to time, checked to give finite values."""
+def prepared(
+    workload: Workload, structure: padst_fx.Structure | None, device: str = "cuda"
+) -> Callable[[], object]:
+    """The call to time; a sparse model's is compared with a dense model's first."""
     torch.manual_seed(0)
-    with torch.device("cuda"):
+    with torch.device(device):
         model = workload.build().to(torch.bfloat16).eval()
-    if structure is not None:
-        padst_fx.sparsify(model, structure, SPARSITY, init="random")
-    call = workload.bind(model)
-    if not bool(torch.isfinite(call()).all()):
-        raise AssertionError(f"{workload.name} with {structure} gives values that are not finite")
+    if structure is None:
+        return _timed(workload, workload.bind(model))
+    padst_fx.sparsify(model, structure, SPARSITY, init="random")
+    want = expected(workload, model)
+    call = seeded(workload, model)
+    error = float((call() - want).float().norm() / want.float().norm())
+    if not error <= TOLERANCE:
+        raise WrongResultError(
+            f"{workload.name} with {structure} is off by {error:.2g} of the dense result's norm, "
+            f"allowed {TOLERANCE}"
+        )
+    return _timed(workload, call)
+
+
+def expected(workload: Workload, model: nn.Module) -> Tensor:
+    """What a dense model of the same effective weights gives, eager."""
+    twin = padst_fx.densify(deepcopy(model))
+    with torch.compiler.set_stance("force_eager"):
+        return seeded(workload, twin)()
+
+
+def seeded(workload: Workload, model: nn.Module) -> Callable[[], Tensor]:
+    """The workload's call, with the same inputs every time it is bound."""
+    torch.manual_seed(1)
+    return workload.bind(model)
+
+
+def _timed(workload: Workload, call: Callable[[], Tensor]) -> Callable[[], object]:
     return captured(call) if workload.graphed else call
 
 
