@@ -108,6 +108,8 @@ class WeightGrad {
   static constexpr int64_t kTokensInCache = 32;
   static constexpr int64_t kPanel = 1024;
   static constexpr int kDiagonals = 8;
+  // Neighbouring products that find each other's rows in the first-level cache.
+  static constexpr size_t kProductsTogether = 2;
 
   // Diagonals [k, k + width) that are multiplied together; `run`: their offsets are neighbours.
   struct Product {
@@ -170,13 +172,15 @@ class WeightGrad {
              moving + t * moving_stride_);
       }
       for (int64_t panel = begin; panel < end; panel += kPanel) {
-        for (const Product& product : products) {
+        const int64_t panel_end = std::min(panel + kPanel, end);
+        for (size_t p = 0; p < products.size(); p += kProductsTogether) {
+          const size_t next = std::min(p + kProductsTogether, products.size());
           for (int64_t t = 0; t < count; t += kTokensInCache) {
             const Rows rows{still + t * still_stride - begin, moving + t * moving_stride_,
                             still_stride, std::min(kTokensInCache, count - t)};
             const bool fresh = token == first && t == 0;
-            for (int64_t i = panel; i < std::min(panel + kPanel, end); i += block) {
-              add_block(product, rows, i, fresh, sums);
+            for (int64_t i = panel; i < panel_end; i += block) {
+              for (size_t q = p; q < next; ++q) add_block(products[q], rows, i, fresh, sums);
             }
           }
         }
