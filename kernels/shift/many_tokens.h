@@ -217,7 +217,7 @@ class ManyTokens {
         results_(diagonals.template results<spread>()) {}
 
   void run(const T* x, int64_t stride, int64_t tokens, T* y) const {
-    if (tokens <= kStoredVectors * lanes) {
+    if (tokens <= kStoredVectors * lanes * threads()) {
       const StoredProduct<A, spread> product(diagonals_, ranks_);
       run(x, stride, tokens, y, [&](const Tile<A>* tiles, int count, int64_t first, int64_t last,
                                     const Ahead&) {
@@ -229,8 +229,8 @@ class ManyTokens {
   }
 
  private:
-  // With fewer vectors than this, arranging values takes longer than it saves.
-  static constexpr int64_t kStoredVectors = 3;
+  // Up to this many vectors a thread, arranging values takes longer than it saves.
+  static constexpr int64_t kStoredVectors = 4;
   static constexpr int kMostTiles = 2;
   static constexpr int64_t kTogetherBytes = 1 << 20;
 
