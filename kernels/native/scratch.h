@@ -1,9 +1,11 @@
 // Working memory of a kernel call: 64-byte aligned, uninitialised, reused by later calls.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdlib>
 #include <new>
+#include <utility>
 
 namespace padst {
 
@@ -11,11 +13,13 @@ class Scratch {
  public:
   explicit Scratch(size_t bytes) {
     bytes = (bytes + 63) / 64 * 64;
-    Kept& kept = this_threads();
-    if (kept.bytes >= bytes) {
-      bytes_ = kept.bytes;
-      data_ = kept.data;
-      kept = {};
+    Kept* best = nullptr;
+    for (Kept& kept : this_threads()) {
+      if (kept.bytes >= bytes && (!best || kept.bytes < best->bytes)) best = &kept;
+    }
+    if (best) {
+      std::swap(bytes_, best->bytes);
+      std::swap(data_, best->data);
       return;
     }
     bytes_ = bytes;
@@ -24,14 +28,15 @@ class Scratch {
   }
 
   ~Scratch() {
-    Kept& kept = this_threads();
-    if (bytes_ <= kMostKept && bytes_ > kept.bytes) {
-      std::free(kept.data);
-      kept.data = data_;
-      kept.bytes = bytes_;
-    } else {
-      std::free(data_);
+    Kept* least = nullptr;
+    for (Kept& kept : this_threads()) {
+      if (!least || kept.bytes < least->bytes) least = &kept;
     }
+    if (bytes_ <= kMostKept && bytes_ > least->bytes) {
+      std::swap(bytes_, least->bytes);
+      std::swap(data_, least->data);
+    }
+    std::free(data_);
   }
 
   Scratch(const Scratch&) = delete;
@@ -43,7 +48,8 @@ class Scratch {
   }
 
  private:
-  // A thread keeps its largest buffer up to this size: fresh pages cost more than a small kernel.
+  // A thread keeps its largest buffers up to this size: fresh pages cost more than a small kernel.
+  static constexpr int kBuffers = 3;
   static constexpr size_t kMostKept = size_t{8} << 20;
 
   struct Kept {
@@ -52,8 +58,10 @@ class Scratch {
     ~Kept() { std::free(data); }
   };
 
-  static Kept& this_threads() {
-    thread_local Kept kept;
+  using AllKept = std::array<Kept, kBuffers>;
+
+  static AllKept& this_threads() {
+    thread_local AllKept kept;
     return kept;
   }
 

@@ -6,202 +6,183 @@
 
 #include "native/epilogue.h"
 #include "native/transpose.h"
-#include "shift/diagonals.h"
+#include "shift/fetch_ahead.h"
+#include "shift/row_group.h"
+#include "shift/value_stream.h"
 
 namespace padst {
 
-#if defined(__AVX512F__) || defined(__aarch64__)
-template <int vectors>
-constexpr int kGroup = vectors == 1 ? 16 : 8;
-#else
-template <int vectors>
-constexpr int kGroup = vectors == 1 ? 8 : 4;
-#endif
-constexpr int kMostVectors = 2;
+constexpr int kMostVectors = 3;
 constexpr int kPad = 16;
-constexpr int64_t kWindowBytes = 24 << 10;
 constexpr int64_t kPanel = 1024;
 
-// Four values, each in all lanes.
+// Up to `vectors` vectors of tokens, feature-major: a row of them for each source and each result.
 template <class A>
-inline void broadcast_four(const A* values, Vector<A>* out) {
-#if defined(__AVX512F__)
-  if constexpr (sizeof(A) == 4) {
-    // Shuffles leave the load ports to the sources.
-    const __m512 four = _mm512_broadcast_f32x4(_mm_loadu_ps(values));
-    out[0] = bit_cast<Vector<A>>(_mm512_permute_ps(four, 0x00));
-    out[1] = bit_cast<Vector<A>>(_mm512_permute_ps(four, 0x55));
-    out[2] = bit_cast<Vector<A>>(_mm512_permute_ps(four, 0xaa));
-    out[3] = bit_cast<Vector<A>>(_mm512_permute_ps(four, 0xff));
-    return;
+struct Tile {
+  int vectors;
+  A* source;
+  A* result;
+};
+
+// Calls f with `vectors` as a constant.
+template <class F>
+void with_constant(int vectors, const F& f) {
+  switch (vectors) {
+    case 1: return f(std::integral_constant<int, 1>{});
+    case 2: return f(std::integral_constant<int, 2>{});
+    default: return f(std::integral_constant<int, 3>{});
   }
-#elif defined(__AVX2__)
-  if constexpr (sizeof(A) == 4) {
-    const __m256 four = _mm256_broadcast_ps(reinterpret_cast<const __m128*>(values));
-    out[0] = bit_cast<Vector<A>>(_mm256_permute_ps(four, 0x00));
-    out[1] = bit_cast<Vector<A>>(_mm256_permute_ps(four, 0x55));
-    out[2] = bit_cast<Vector<A>>(_mm256_permute_ps(four, 0xaa));
-    out[3] = bit_cast<Vector<A>>(_mm256_permute_ps(four, 0xff));
-    return;
-  }
-#endif
-  for (int i = 0; i < 4; ++i) out[i] = broadcast<Vector<A>>(values[i]);
 }
 
-// Brings rows that are needed soon into the second-level cache, a few lines at a time.
-class Fetcher {
+// A product straight from the stored values.
+template <class A, bool spread>
+class StoredProduct {
  public:
-  Fetcher() = default;
-  template <class T>
-  Fetcher(const T* rows, int64_t count, int64_t stride, int64_t features)
-      : row_(reinterpret_cast<const char*>(rows)),
-        rows_(count),
-        stride_(stride * sizeof(T)),
-        bytes_(features * sizeof(T)) {}
+  StoredProduct(const Diagonals<A>& diagonals, const int32_t* ranks)
+      : diagonals_(diagonals), ranks_(ranks) {}
 
-  void fetch() {
-    for (int line = 0; line < kLines && rows_ > 0; ++line) {
-      __builtin_prefetch(row_ + at_, 0, 2);
-      at_ += kLineBytes;
-      if (at_ < bytes_) continue;
-      at_ = 0;
-      row_ += stride_;
-      --rows_;
+  // Results [first, last) of a tile, first a multiple of kPad; up to kPad rows beyond the results
+  // are written too.
+  void operator()(const Tile<A>& tile, int64_t first, int64_t last) const {
+    with_constant(tile.vectors, [&](auto vectors) {
+      for (int64_t panel = first; panel < last; panel += kPanel) {
+        results<vectors>(tile, panel, std::min(panel + kPanel, last));
+      }
+    });
+  }
+
+ private:
+  static constexpr int64_t kWindowBytes = 24 << 10;
+
+  template <int vectors>
+  void results(const Tile<A>& tile, int64_t first, int64_t last) const {
+    // One vector of tokens leaves registers for twice the results.
+    constexpr int group = vectors == 1 ? 2 * kGroup : kGroup;
+    using Group = RowGroup<A, vectors, group>;
+    const int64_t longer = diagonals_.longer;
+    const int64_t window = std::max<int64_t>(kWindowBytes / (Group::row * sizeof(A)), 1);
+    const int64_t windows = (longer + window - 1) / window;
+    bool fresh = true;
+    for (int64_t w = 0; w < windows; ++w) {
+      const int from = ranks_[longer * w / windows], to = ranks_[longer * (w + 1) / windows];
+      if (from == to) continue;
+      const auto rank = [&](int64_t o) {
+        const int k = ranks_[std::min(std::max<int64_t>(o, 0), longer)];
+        return std::min(std::max(k, from), to);
+      };
+      const auto range = [&](int64_t begin, int64_t end) {
+        begin = first + (std::max(begin, first) - first) / group * group;
+        end = std::min(end, last);
+        for (int64_t f = begin; f < end; f += group) {
+          Span spans[kMostSpans];
+          const int count = spans_of<spread>(diagonals_, f, group, from, to, rank, spans);
+          Group sums;
+          A* const result = tile.result + f * Group::row;
+          sums.start(result, fresh);
+          for (int s = 0; s < count; ++s) add(spans[s], f, tile.source, sums);
+          sums.finish(result);
+        }
+      };
+      // When spreading, the window reaches results [low, high) and, wrapped, those `longer` before.
+      const int64_t low = diagonals_.offsets[from] - group + 1;
+      const int64_t high = diagonals_.offsets[to - 1] + diagonals_.shorter;
+      if (fresh || !spread || high - low + 2 * group >= longer) {
+        range(first, last);
+      } else {
+        range(low, high);
+        range(low - longer, high - longer);
+      }
+      fresh = false;
+    }
+  }
+
+  template <int vectors, int group>
+  __attribute__((always_inline)) void add(const Span& span, int64_t f, const A* source,
+                                          RowGroup<A, vectors, group>& sums) const {
+    for (int k = span.first; k < span.last; ++k) {
+      const int64_t offset = diagonals_.offsets[k];
+      const int64_t at = spread ? span.base - offset : span.base + offset;
+      const A* values = diagonals_.values + k * diagonals_.shorter + (spread ? at : f);
+      A partial[group];
+      if (__builtin_expect(span.partial, 0)) {
+        partial_values<spread>(diagonals_, k, f, at, group, partial);
+        values = partial;
+      }
+      sums.add(source + at * sums.row, values);
+    }
+  }
+
+  const Diagonals<A>& diagonals_;
+  const int32_t* ranks_;
+};
+
+// A product from a stream of values. Tiles share what of the stream is in the second-level cache.
+template <class A>
+class StreamedProduct {
+ public:
+  template <bool spread>
+  static StreamedProduct of(const Diagonals<A>& diagonals, const int32_t* ranks) {
+    constexpr int64_t row_bytes = 2 * kVectorBytes;
+    return StreamedProduct(
+        ValueStream<A>::template of<spread>(diagonals, ranks, kWindowBytes / row_bytes, kPanel));
+  }
+
+  // Results [first, last) of the tiles, first a multiple of kPad; up to kPad rows beyond the
+  // results are written too.
+  void operator()(const Tile<A>* tiles, int count, int64_t first, int64_t last,
+                  Ahead ahead) const {
+    const int64_t panel = stream_.panel();
+    for (int64_t begin = first; begin < last;) {
+      const int64_t end = std::min(last, (begin / panel + 1) * panel);
+      for (int w = 0; w < stream_.windows(); ++w) {
+        for (int i = 0; i < count; ++i) {
+          with_constant(tiles[i].vectors, [&](auto vectors) {
+            results<vectors>(tiles[i], w, begin, end, ahead);
+          });
+        }
+      }
+      begin = end;
     }
   }
 
  private:
-  static constexpr int kLines = 4;
-  static constexpr int64_t kLineBytes = 64;
+  static constexpr int64_t kWindowBytes = 32 << 10;
+  // How far values are fetched ahead, in groups of them.
+  static constexpr int64_t kFetched = 32;
 
-  const char* row_ = nullptr;
-  int64_t rows_ = 0, stride_ = 0, bytes_ = 0, at_ = 0;
-};
+  explicit StreamedProduct(ValueStream<A> stream) : stream_(std::move(stream)) {}
 
-// What a thread will touch after a tile's product: the next tile's sources, this tile's results.
-struct Ahead {
-  Fetcher sources, results;
-
-  void fetch() {
-    sources.fetch();
-    results.fetch();
-  }
-};
-
-// A tile's results for one group of rows, added to what the windows before have left there.
-template <class A, bool spread, int vectors>
-struct RowGroup {
-  using V = Vector<A>;
-  static constexpr int group = kGroup<vectors>;
-  static constexpr int row = vectors * kLanes<A>;
-
-  const Diagonals<A>& diagonals;
-  const A* source;
-
-  static __attribute__((always_inline)) void multiply(const A* from, const A* values, V* sums) {
-#pragma GCC unroll 16
-    for (int quarter = 0; quarter < group; quarter += 4) {
-      V weights[4];
-      broadcast_four(values + quarter, weights);
-#pragma GCC unroll 16
-      for (int r = 0; r < 4; ++r) {
-#pragma GCC unroll 16
-        for (int c = 0; c < vectors; ++c) {
-          const int at = (quarter + r) * vectors + c;
-          sums[at] += weights[r] * load<V>(from + at * kLanes<A>);
-        }
+  template <int vectors>
+  void results(const Tile<A>& tile, int w, int64_t first, int64_t last, Ahead& ahead) const {
+    using Group = RowGroup<A, vectors, kGroup>;
+    const Part* part = stream_.part(w, first);
+    const int32_t* from = stream_.sources() + part->sources;
+    const A* values = stream_.values() + static_cast<size_t>(part->values) * kGroup;
+    for (int64_t f = first; f < last; f += kGroup, ++part) {
+      ahead.fetch();
+      if (w > 0 && part->long_runs + part->short_runs + part->singles == 0) continue;
+      A* const result = tile.result + f * Group::row;
+      Group sums;
+      sums.start(result, w == 0);
+      for (int i = 0; i < part->long_runs; ++i, values += kLongRun * kGroup) {
+        fetch(values);
+        sums.template add_run<kLongRun>(tile.source + *from++ * Group::row, values);
       }
+      for (int i = 0; i < part->short_runs; ++i, values += kShortRun * kGroup) {
+        sums.template add_run<kShortRun>(tile.source + *from++ * Group::row, values);
+      }
+      for (int i = 0; i < part->singles; ++i, values += kGroup) {
+        fetch(values);
+        sums.add(tile.source + *from++ * Group::row, values);
+      }
+      sums.finish(result);
     }
   }
 
-  template <bool fresh>
-  void add(int64_t f, const Span* spans, int count, A* result) const {
-    V sums[group * vectors];
-    A* results = result + f * row;
-#pragma GCC unroll 32
-    for (int i = 0; i < group * vectors; ++i) {
-      sums[i] = fresh ? V{} : load<V>(results + i * kLanes<A>);
-    }
-    for (int s = 0; s < count; ++s) {
-      const Span span = spans[s];
-      for (int k = span.first; k < span.last; ++k) {
-        const int64_t offset = diagonals.offsets[k];
-        const int64_t at = spread ? span.base - offset : span.base + offset;
-        const A* values = diagonals.values + k * diagonals.shorter + (spread ? at : f);
-        A partial[group];
-        if (__builtin_expect(span.partial, 0)) {
-          partial_values<spread>(diagonals, k, f, at, group, partial);
-          values = partial;
-        }
-        multiply(source + at * row, values, sums);
-      }
-    }
-#pragma GCC unroll 32
-    for (int i = 0; i < group * vectors; ++i) store(results + i * kLanes<A>, sums[i]);
-  }
+  static void fetch(const A* values) { __builtin_prefetch(values + kFetched * kGroup); }
+
+  ValueStream<A> stream_;
 };
-
-// Results [first, last) of a tile, first a multiple of kPad; up to kPad rows beyond the results are
-// written too.
-template <class A, bool spread, int vectors>
-void tile_product(const Diagonals<A>& diagonals, const int32_t* ranks, const A* source, A* result,
-                  int64_t first, int64_t last, Ahead& ahead) {
-  using Group = RowGroup<A, spread, vectors>;
-  constexpr int group = Group::group;
-  const Group rows{diagonals, source};
-  const int64_t longer = diagonals.longer;
-  const int64_t window = std::max<int64_t>(kWindowBytes / (Group::row * sizeof(A)), 1);
-  const int64_t windows = (longer + window - 1) / window;
-  bool fresh = true;
-  for (int64_t w = 0; w < windows; ++w) {
-    const int from = ranks[longer * w / windows], to = ranks[longer * (w + 1) / windows];
-    if (from == to) continue;
-    const auto rank = [&](int64_t o) {
-      const int k = ranks[std::min(std::max<int64_t>(o, 0), longer)];
-      return std::min(std::max(k, from), to);
-    };
-    const auto range = [&](int64_t begin, int64_t end) {
-      begin = first + (std::max(begin, first) - first) / group * group;
-      end = std::min(end, last);
-      for (int64_t f = begin; f < end; f += group) {
-        ahead.fetch();
-        Span spans[kMostSpans];
-        const int count = spans_of<spread>(diagonals, f, group, from, to, rank, spans);
-        if (fresh) {
-          rows.template add<true>(f, spans, count, result);
-        } else {
-          rows.template add<false>(f, spans, count, result);
-        }
-      }
-    };
-    // When spreading, the window reaches results [low, high) and, wrapped, those `longer` before.
-    const int64_t low = diagonals.offsets[from] - group + 1;
-    const int64_t high = diagonals.offsets[to - 1] + diagonals.shorter;
-    if (fresh || !spread || high - low + 2 * group >= longer) {
-      range(first, last);
-    } else {
-      range(low, high);
-      range(low - longer, high - longer);
-    }
-    fresh = false;
-  }
-  if (fresh) {
-    for (int64_t i = first * Group::row; i < last * Group::row; ++i) result[i] = A{0};
-  }
-}
-
-template <class A, bool spread>
-void tile_product(const Diagonals<A>& diagonals, const int32_t* ranks, int vectors,
-                  const A* source, A* result, int64_t first, int64_t last, Ahead ahead) {
-  for (int64_t panel = first; panel < last; panel += kPanel) {
-    const int64_t end = std::min(panel + kPanel, last);
-    if (vectors == 1) {
-      tile_product<A, spread, 1>(diagonals, ranks, source, result, panel, end, ahead);
-    } else {
-      tile_product<A, spread, 2>(diagonals, ranks, source, result, panel, end, ahead);
-    }
-  }
-}
 
 // Fills the rows before and after a tile's sources that groups reach over its ends.
 template <bool spread, class A>
@@ -236,91 +217,122 @@ class ManyTokens {
         results_(diagonals.template results<spread>()) {}
 
   void run(const T* x, int64_t stride, int64_t tokens, T* y) const {
-    const int64_t vectors = (tokens + lanes - 1) / lanes, workers = threads();
-    if (vectors % workers == 0 || vectors >= 6 * workers) {
-      parallel(vectors, [&](int64_t first, int64_t last, int) {
-        const Scratch scratch(tile_bytes());
-        for (int64_t v = first; v < last; v += kMostVectors) {
-          const int wide = static_cast<int>(std::min<int64_t>(kMostVectors, last - v));
-          const int64_t token = v * lanes, here = std::min(tokens - token, int64_t{wide} * lanes);
-          const int64_t end = std::min(tokens, last * lanes);
-          const int64_t next = std::min(end - token - here, here);
-          whole_tile(x + token * stride, stride, here, wide, next, scratch.as<A>(),
-                     y + token * results_);
-        }
+    if (tokens <= kStoredVectors * lanes * threads()) {
+      const StoredProduct<A, spread> product(diagonals_, ranks_);
+      run(x, stride, tokens, y, [&](const Tile<A>* tiles, int count, int64_t first, int64_t last,
+                                    const Ahead&) {
+        for (int i = 0; i < count; ++i) product(tiles[i], first, last);
       });
     } else {
-      shared_tiles(x, stride, tokens, y);
+      run(x, stride, tokens, y, StreamedProduct<A>::template of<spread>(diagonals_, ranks_));
     }
   }
 
  private:
-  size_t tile_bytes() const {
-    return (sources_ + results_ + 3 * kPad) * kMostVectors * lanes * sizeof(A);
+  // Up to this many vectors a thread, arranging values takes longer than it saves.
+  static constexpr int64_t kStoredVectors = 4;
+  static constexpr int kMostTiles = 2;
+  static constexpr int64_t kTogetherBytes = 1 << 20;
+
+  template <class Product>
+  void run(const T* x, int64_t stride, int64_t tokens, T* y, const Product& product) const {
+    const int64_t vectors = (tokens + lanes - 1) / lanes, workers = threads();
+    if (vectors % workers == 0 || vectors >= 6 * workers) {
+      parallel(vectors, [&](int64_t first, int64_t last, int) {
+        const int64_t begin = first * lanes, end = std::min(tokens, last * lanes);
+        own_tiles(x + begin * stride, stride, end - begin, y + begin * results_, product);
+      });
+    } else {
+      shared_tiles(x, stride, tokens, y, product);
+    }
   }
 
-  A* source_of(A* tile, int vectors) const { return tile + kPad * vectors * lanes; }
-  A* result_of(A* tile, int vectors) const {
-    return tile + (sources_ + 2 * kPad) * vectors * lanes;
+  size_t tile_elements(int64_t vectors) const {
+    return (sources_ + results_ + 3 * kPad) * vectors * lanes;
   }
 
-  void unpack(const A* result, int vectors, int64_t tokens, int64_t first, int64_t last,
-              T* y) const {
-    unpack_features(result, vectors, result_rows_, tokens, first, last, y, results_,
+  Tile<A> tile_in(A* memory, int64_t tokens) const {
+    const int vectors = static_cast<int>((tokens + lanes - 1) / lanes);
+    return {vectors, memory + kPad * vectors * lanes,
+            memory + (sources_ + 2 * kPad) * vectors * lanes};
+  }
+
+  // How many of `tokens` the next tile takes: two vectors, or the last three.
+  static int64_t tokens_of_tile(int64_t tokens) {
+    return tokens <= kMostVectors * lanes ? tokens : (kMostVectors - 1) * lanes;
+  }
+
+  void unpack(const Tile<A>& tile, int64_t tokens, int64_t first, int64_t last, T* y) const {
+    unpack_features(tile.result, tile.vectors, result_rows_, tokens, first, last, y, results_,
                     [&](Vector<A> sums, int64_t feature, int64_t count) {
                       return finished(sums, epilogue_, feature, count);
                     });
   }
 
-  // `next`: tokens of the tile that the thread takes up after this one.
-  void whole_tile(const T* x, int64_t stride, int64_t tokens, int vectors, int64_t next, A* tile,
-                  T* y) const {
-    A* source = source_of(tile, vectors);
-    A* result = result_of(tile, vectors);
-    pack_features(x, stride, tokens, 0, sources_, source_rows_, vectors, source);
-    pad_sources<spread>(diagonals_, vectors, source);
-    tile_product<A, spread>(diagonals_, ranks_, vectors, source, result, 0, results_,
-                            {{x + tokens * stride, next, stride, sources_},
-                             {y, tokens, results_, results_}});
-    unpack(result, vectors, tokens, 0, results_, y);
+  // A thread's own tokens, as many tiles at a time as stay in the second-level cache.
+  template <class Product>
+  void own_tiles(const T* x, int64_t stride, int64_t tokens, T* y, const Product& product) const {
+    const int64_t bytes = sources_ * (kMostVectors - 1) * kVectorBytes;
+    const int together = static_cast<int>(std::clamp<int64_t>(kTogetherBytes / bytes, 1, kMostTiles));
+    const int64_t most = tile_elements(kMostVectors);
+    const Scratch scratch(together * most * sizeof(A));
+    while (tokens > 0) {
+      Tile<A> tiles[kMostTiles];
+      int64_t taken[kMostTiles], all = 0;
+      int count = 0;
+      for (; count < together && all < tokens; all += taken[count++]) {
+        taken[count] = tokens_of_tile(tokens - all);
+        tiles[count] = tile_in(scratch.as<A>() + count * most, taken[count]);
+        pack_features(x + all * stride, stride, taken[count], 0, sources_, source_rows_,
+                      tiles[count].vectors, tiles[count].source);
+        pad_sources<spread>(diagonals_, tiles[count].vectors, tiles[count].source);
+      }
+      product(tiles, count, 0, results_,
+              Ahead{{x + all * stride, std::min(tokens - all, all), stride, sources_},
+                    {y, all, results_, results_}});
+      for (int i = 0; i < count; y += taken[i++] * results_) {
+        unpack(tiles[i], taken[i], 0, results_, y);
+      }
+      x += all * stride;
+      tokens -= all;
+    }
   }
 
   // Too few tiles to go round: all threads work on every tile, each on its own features.
-  void shared_tiles(const T* x, int64_t stride, int64_t tokens, T* y) const {
-    constexpr int wide = kMostVectors * lanes;
-    const int64_t tiles = (tokens + wide - 1) / wide;
-    const Scratch scratch(tiles * tile_bytes());
+  template <class Product>
+  void shared_tiles(const T* x, int64_t stride, int64_t tokens, T* y,
+                    const Product& product) const {
+    const int64_t most = tile_elements(kMostVectors);
+    const Scratch scratch((tokens / ((kMostVectors - 1) * lanes) + 1) * most * sizeof(A));
     const auto each_tile = [&](auto&& work) {
-      for (int64_t i = 0; i < tiles; ++i) {
-        const int64_t here = std::min<int64_t>(tokens - i * wide, wide);
-        const int vectors = static_cast<int>((here + lanes - 1) / lanes);
-        work(i * wide, here, vectors, scratch.as<A>() + i * (tile_bytes() / sizeof(A)));
+      A* memory = scratch.as<A>();
+      for (int64_t token = 0; token < tokens; memory += most) {
+        const int64_t here = tokens_of_tile(tokens - token);
+        work(token, here, tile_in(memory, here));
+        token += here;
       }
     };
     parallel((sources_ + lanes - 1) / lanes, [&](int64_t first, int64_t last, int) {
-      each_tile([&](int64_t token, int64_t here, int vectors, A* tile) {
+      each_tile([&](int64_t token, int64_t here, const Tile<A>& tile) {
         pack_features(x + token * stride, stride, here, first * lanes,
-                      std::min(last * lanes, sources_), source_rows_, vectors,
-                      source_of(tile, vectors));
+                      std::min(last * lanes, sources_), source_rows_, tile.vectors, tile.source);
       });
     });
-    each_tile([&](int64_t, int64_t, int vectors, A* tile) {
-      pad_sources<spread>(diagonals_, vectors, source_of(tile, vectors));
+    each_tile([&](int64_t, int64_t, const Tile<A>& tile) {
+      pad_sources<spread>(diagonals_, tile.vectors, tile.source);
     });
     parallel((results_ + kPad - 1) / kPad, [&](int64_t first, int64_t last, int) {
       const int64_t begin = first * kPad, end = std::min(last * kPad, results_);
-      each_tile([&](int64_t token, int64_t here, int vectors, A* tile) {
-        A* result = result_of(tile, vectors);
-        tile_product<A, spread>(diagonals_, ranks_, vectors, source_of(tile, vectors), result,
-                                begin, end, {});
-        if (!result_rows_) unpack(result, vectors, here, begin, end, y + token * results_);
+      each_tile([&](int64_t token, int64_t here, const Tile<A>& tile) {
+        product(&tile, 1, begin, end, Ahead{});
+        if (!result_rows_) unpack(tile, here, begin, end, y + token * results_);
       });
     });
     if (!result_rows_) return;
     parallel((results_ + lanes - 1) / lanes, [&](int64_t first, int64_t last, int) {
-      each_tile([&](int64_t token, int64_t here, int vectors, A* tile) {
-        unpack(result_of(tile, vectors), vectors, here, first * lanes,
-               std::min(last * lanes, results_), y + token * results_);
+      each_tile([&](int64_t token, int64_t here, const Tile<A>& tile) {
+        unpack(tile, here, first * lanes, std::min(last * lanes, results_),
+               y + token * results_);
       });
     });
   }

@@ -42,6 +42,13 @@ def test_all_diagonals_are_the_dense_layer(module: ModuleType) -> None:
     check_shift(module, 6, 9, Setting(), diagonals=9)
 
 
+@pytest.mark.parametrize("shape", [(40, 36, 34), (20, 300, 270), (300, 20, 270), (70, 70, 70)])
+@pytest.mark.parametrize("tokens", [33, 70, 230])
+def test_diagonals_with_neighbouring_offsets(shape: tuple[int, int, int], tokens: int) -> None:
+    out, inp, diagonals = shape
+    check_shift(native, out, inp, Setting(tokens=tokens), diagonals)
+
+
 @pytest.mark.parametrize("module", [reference, cpu, native])
 def test_tall_by_hand(module: ModuleType) -> None:
     # S = [[0, 2], [0, 0], [1, 0]]: diagonal 2, entry t at ((t + 2) % 3, t).
