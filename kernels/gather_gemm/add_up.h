@@ -29,10 +29,15 @@ void add_up(const Sums<A>& sums, A* out) {
   using V = Vector<A>;
   constexpr int64_t lanes = kLanes<A>;
   const int64_t stride = STRIDE ? STRIDE : sums.value_stride;
+  constexpr int64_t line_size = 64 / sizeof(A);
+  const int64_t lines = std::min<int64_t>(8, ROWS * sums.depth / line_size);
   V total[ROWS][C] = {};
   for (const Term* term = sums.first; term != sums.last; ++term) {
     const A* x = sums.source + term->source * (C * lanes);
     const A* value = sums.values + term->value;
+    // Blocks lie anywhere, and are read once a tile: the processor does not see the next one coming.
+    const A* next = sums.values + (term + 1 == sums.last ? term : term + 1)->value;
+    for (int64_t line = 0; line < lines; ++line) __builtin_prefetch(next + line * line_size);
     for (int64_t k = 0; k < sums.depth; ++k, x += C * lanes, value += sums.depth_stride) {
       V row[C];
 #pragma GCC unroll 4

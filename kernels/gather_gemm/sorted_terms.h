@@ -152,7 +152,7 @@ class SortTerms {
 
 // `count` terms of source rows in `tile`, C vectors each; `more` adds them to what `out` has.
 template <int C, class A>
-void add_terms(const A* tile, const A* values, const uint16_t* places, int64_t count, bool more,
+__attribute__((always_inline)) inline void add_terms(const A* tile, const A* values, const uint16_t* places, int64_t count, bool more,
                A* out) {
   using V = Vector<A>;
   V total[C] = {};
@@ -187,14 +187,16 @@ class SortedSums {
     constexpr int64_t lanes = kLanes<A>;
     const int64_t begin = first_output(batch), end = first_output(batch + 1);
     for (int64_t s = 0; s < form_.stretches; ++s) {
-      int64_t at = form_.first(packed_)[s * form_.batches + batch];
+      const int64_t at = form_.first(packed_)[s * form_.batches + batch];
+      const A* values = form_.values(packed_) + at;
+      const uint16_t* places = form_.places(packed_) + at;
       const auto* outputs = form_.outputs_of(packed_, s);
       const A* tile = source + s * form_.kStretch * C * lanes;
       for (int64_t i = begin; i < end; ++i) {
         const auto [number, terms] = outputs[i];
-        add_terms<C>(tile, form_.values(packed_) + at, form_.places(packed_) + at, terms, s > 0,
-                     out + number * C * lanes);
-        at += terms;
+        add_terms<C>(tile, values, places, terms, s > 0, out + number * C * lanes);
+        values += terms;
+        places += terms;
       }
     }
   }
