@@ -136,7 +136,11 @@ void outer_products(const T* gathered, int64_t gathered_stride, const int32_t* g
   using A = Accumulator<T>;
   const Columns columns(index, index_bytes, shape);
   const Windows<A> windows(index, index_bytes, shape);
-  const bool single = shape.group == 1 && shape.tile == 1 && shape.entries;
+  const bool single = SortedTerms<A>::used(shape);
+  if (single && shape.tokens <= kFewTokens<A>) {
+    return outer_few(gathered, gathered_stride, gathered_map, blocked, blocked_stride,
+                     blocked_map, windows, dvalues);
+  }
   const int64_t count = value_count(shape), parts = token_parts(shape.tokens, count);
   constexpr bool direct = std::is_same_v<T, A>;
   Scratch scratch((parts - direct) * count * sizeof(A));
