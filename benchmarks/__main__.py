@@ -32,6 +32,7 @@ from benchmarks.table import Table
 
 TABLES: dict[str, Callable[[Settings], Table]] = {
     "kernels": kernels.run,
+    "kernels-bf16": kernels.run_bfloat16,
     "models": models.run,
     "training": training.run,
     "updates": updates.run,

@@ -2,6 +2,7 @@
 
 Forward runs eagerly and compiled; dense gradients are matrix products, eager, as compiling a
 single one changes nothing. fp32, inputs and outputs token by token, weights as they are stored.
+A second table has the forwards in bfloat16 whose products go to tile registers where there are any.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ TOKENS = (1, 16, 197, 1024)
 QUICK_SHAPES = ((768, 768), (3072, 768))
 QUICK_TOKENS = (1, 197)
 PARTS = ("forward", "input gradient", "weight gradient")
+TILED = ("Diag(width=32)", "Block(32)")
+TILED_TOKENS = (197, 1024)
 # Rows of outputs that are compared, and the rounding allowed: a share of sum |x| |w|.
 CHECKED_ROWS = 64
-ROUNDING = 1e-5
+ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 
 
 @dataclass(frozen=True)
@@ -42,13 +45,24 @@ class Case:
     grad: Tensor
 
     @classmethod
-    def of(cls, out: int, inputs: int, tokens: int, names: list[str]) -> Case:
+    def of(
+        cls,
+        out: int,
+        inputs: int,
+        tokens: int,
+        names: list[str],
+        dtype: torch.dtype = torch.float32,
+    ) -> Case:
         torch.manual_seed(0)
         sparse = {
-            name: padst_fx.SparseLinear(inputs, out, STRUCTURES[name], SPARSITY) for name in names
+            name: padst_fx.SparseLinear(inputs, out, STRUCTURES[name], SPARSITY).to(dtype)
+            for name in names
         }
         return cls(
-            nn.Linear(inputs, out), sparse, torch.randn(tokens, inputs), torch.randn(tokens, out)
+            nn.Linear(inputs, out, dtype=dtype),
+            sparse,
+            torch.randn(tokens, inputs, dtype=dtype),
+            torch.randn(tokens, out, dtype=dtype),
         )
 
     def contestants(self, part: str) -> list[Contestant]:
@@ -141,7 +155,7 @@ def _error(exact: Tensor, scale: Tensor, y: Tensor) -> float:
     """The largest error as a share of what rounding may do; infinite for a wrong shape or NaN."""
     if y.shape != exact.shape:
         return float("inf")
-    share = (y.double() - exact).abs() / (ROUNDING * scale + torch.finfo(y.dtype).tiny)
+    share = (y.double() - exact).abs() / (ROUNDING[y.dtype] * scale + torch.finfo(y.dtype).tiny)
     return float(share.nan_to_num(nan=torch.inf).max())
 
 
@@ -168,6 +182,32 @@ def run(settings: Settings) -> Table:
         rows=rows,
         shown=_shown(rows),
         draw=partial(plots.ratio_against_tokens, rows, PARTS),
+        notes=[*dense_wins(rows), noise_note(rows)],
+        wrong=sum(row["status"] == "wrong" for row in rows),
+    )
+
+
+@torch.no_grad()
+def run_bfloat16(settings: Settings) -> Table:
+    """Measure the forwards in bfloat16 of the structures whose blocks fill tile registers."""
+    names = [name for name in settings.choose(TILED, TILED) if name in TILED]
+    shapes, tokens = (QUICK_SHAPES, TILED_TOKENS[:1]) if settings.quick else (SHAPES, TILED_TOKENS)
+    rows: list[Row] = []
+    for out, inputs in shapes:
+        for count in tokens:
+            case = Case.of(out, inputs, count, names, torch.bfloat16)
+            facts = {"part": "forward", "out": out, "in": inputs, "tokens": count}
+            facts["dtype"] = "bfloat16"
+            forwards = case.contestants("forward")
+            contestants = [c for c in forwards if c.structure in (DENSE, *names)]
+            rows += measure(contestants, settings.rounds, facts)
+            torch.compiler.reset()
+    return Table(
+        name="kernels-bf16",
+        title="dense time by sparse time, one layer, 90 % sparse, bf16 (above 1: sparse is faster)",
+        rows=rows,
+        shown=_shown(rows),
+        draw=partial(plots.ratio_against_tokens, rows, ("forward",)),
         notes=[*dense_wins(rows), noise_note(rows)],
         wrong=sum(row["status"] == "wrong" for row in rows),
     )

@@ -1,6 +1,6 @@
 // Sums over terms with tokens in the lanes: source rows are loaded once, values are broadcast.
 //
-// A tile of tokens is a few planes; a plane holds one vector of tokens for each feature.
+// A tile holds C vectors of tokens for each feature, side by side.
 #pragma once
 
 #include "gather_gemm/entries.h"
@@ -20,24 +20,28 @@ struct Sums {
   const Term* last;
   int64_t depth, value_stride, depth_stride;
   const A* source;
-  int64_t source_plane;
   const A* values;
 };
 
 // ROWS sums of C vectors of tokens each. STRIDE is the value stride where it is known, else 0.
 template <class A, int ROWS, int C, int STRIDE>
-void add_up(const Sums<A>& sums, A* out, int64_t out_plane) {
+void add_up(const Sums<A>& sums, A* out) {
   using V = Vector<A>;
   constexpr int64_t lanes = kLanes<A>;
   const int64_t stride = STRIDE ? STRIDE : sums.value_stride;
+  constexpr int64_t line_size = 64 / sizeof(A);
+  const int64_t lines = std::min<int64_t>(8, ROWS * sums.depth / line_size);
   V total[ROWS][C] = {};
   for (const Term* term = sums.first; term != sums.last; ++term) {
-    const A* x = sums.source + term->source * lanes;
+    const A* x = sums.source + term->source * (C * lanes);
     const A* value = sums.values + term->value;
-    for (int64_t k = 0; k < sums.depth; ++k, x += lanes, value += sums.depth_stride) {
+    // Blocks lie anywhere, and are read once a tile: the processor does not see the next one coming.
+    const A* next = sums.values + (term + 1 == sums.last ? term : term + 1)->value;
+    for (int64_t line = 0; line < lines; ++line) __builtin_prefetch(next + line * line_size);
+    for (int64_t k = 0; k < sums.depth; ++k, x += C * lanes, value += sums.depth_stride) {
       V row[C];
 #pragma GCC unroll 4
-      for (int c = 0; c < C; ++c) row[c] = load<V>(x + c * sums.source_plane);
+      for (int c = 0; c < C; ++c) row[c] = load<V>(x + c * lanes);
 #pragma GCC unroll 16
       for (int r = 0; r < ROWS; ++r) {
 #pragma GCC unroll 4
@@ -48,17 +52,17 @@ void add_up(const Sums<A>& sums, A* out, int64_t out_plane) {
 #pragma GCC unroll 16
   for (int r = 0; r < ROWS; ++r) {
 #pragma GCC unroll 4
-    for (int c = 0; c < C; ++c) store(out + c * out_plane + r * lanes, total[r][c]);
+    for (int c = 0; c < C; ++c) store(out + (r * C + c) * lanes, total[r][c]);
   }
 }
 
 template <class A, int C, int STRIDE>
-void add_up_rows(Sums<A> sums, int64_t rows, A* out, int64_t out_plane) {
+void add_up_rows(Sums<A> sums, int64_t rows, A* out) {
   const auto step = [&](auto count, auto kernel) {
     for (; rows >= count; rows -= count) {
-      kernel(sums, out, out_plane);
+      kernel(sums, out);
       sums.values += count * sums.value_stride;
-      out += count * kLanes<A>;
+      out += count * C * kLanes<A>;
     }
   };
   if constexpr (C == 1 && kRegisters == 32) step(16, add_up<A, 16, C, STRIDE>);
@@ -69,27 +73,27 @@ void add_up_rows(Sums<A> sums, int64_t rows, A* out, int64_t out_plane) {
 }
 
 template <class A, int C>
-void add_up_group(const Sums<A>& sums, int64_t rows, A* out, int64_t out_plane) {
+void add_up_group(const Sums<A>& sums, int64_t rows, A* out) {
   switch (sums.value_stride) {
-    case 1: return add_up_rows<A, C, 1>(sums, rows, out, out_plane);
-    case 8: return add_up_rows<A, C, 8>(sums, rows, out, out_plane);
-    case 16: return add_up_rows<A, C, 16>(sums, rows, out, out_plane);
-    case 32: return add_up_rows<A, C, 32>(sums, rows, out, out_plane);
-    default: return add_up_rows<A, C, 0>(sums, rows, out, out_plane);
+    case 1: return add_up_rows<A, C, 1>(sums, rows, out);
+    case 8: return add_up_rows<A, C, 8>(sums, rows, out);
+    case 16: return add_up_rows<A, C, 16>(sums, rows, out);
+    case 32: return add_up_rows<A, C, 32>(sums, rows, out);
+    default: return add_up_rows<A, C, 0>(sums, rows, out);
   }
 }
 
 // The sums of adjacent source rows with COUNT lists of `depth` adjacent values, each added to its
 // own vectors.
 template <class A, int COUNT, int C>
-void spread(const A* source, int64_t source_plane, int64_t depth, const A* values, A* const* to,
-            int64_t out_plane) {
+void spread(const A* source, int64_t depth, const A* values, A* const* to) {
   using V = Vector<A>;
+  constexpr int64_t lanes = kLanes<A>;
   V total[COUNT][C] = {};
-  for (int64_t k = 0; k < depth; ++k, source += kLanes<A>) {
+  for (int64_t k = 0; k < depth; ++k, source += C * lanes) {
     V row[C];
 #pragma GCC unroll 4
-    for (int c = 0; c < C; ++c) row[c] = load<V>(source + c * source_plane);
+    for (int c = 0; c < C; ++c) row[c] = load<V>(source + c * lanes);
 #pragma GCC unroll 8
     for (int i = 0; i < COUNT; ++i) {
 #pragma GCC unroll 4
@@ -100,7 +104,7 @@ void spread(const A* source, int64_t source_plane, int64_t depth, const A* value
   for (int i = 0; i < COUNT; ++i) {
 #pragma GCC unroll 4
     for (int c = 0; c < C; ++c) {
-      A* at = to[i] + c * out_plane;
+      A* at = to[i] + c * lanes;
       store(at, load<V>(at) + total[i][c]);
     }
   }
@@ -124,20 +128,14 @@ class GroupSums {
   int64_t first_output(int64_t batch) const { return std::min(batch * batch_, groups_) * group_; }
   int64_t widest() const { return batch_ * group_; }
 
-  void add_up(int vectors, const A* source, int64_t source_plane, int64_t batch, A* out,
-              int64_t out_plane) const {
+  template <int C>
+  void add_up(const A* source, int64_t batch, A* out) const {
     const int64_t last = std::min((batch + 1) * batch_, groups_);
     const Term* terms = lists_.terms.data();
-    for (int64_t g = batch * batch_; g < last; ++g, out += group_ * kLanes<A>) {
-      const Sums<A> sums{terms + lists_.first[g], terms + lists_.first[g + 1], depth_,
-                         value_stride_, depth_stride_, source, source_plane, values_};
-      if (vectors == 1) {
-        add_up_group<A, 1>(sums, group_, out, out_plane);
-      } else if (vectors == 2) {
-        add_up_group<A, 2>(sums, group_, out, out_plane);
-      } else {
-        add_up_group<A, 3>(sums, group_, out, out_plane);
-      }
+    for (int64_t g = batch * batch_; g < last; ++g, out += group_ * C * kLanes<A>) {
+      add_up_group<A, C>({terms + lists_.first[g], terms + lists_.first[g + 1], depth_,
+                          value_stride_, depth_stride_, source, values_},
+                         group_, out);
     }
   }
 

@@ -1,13 +1,15 @@
 // The six functions in terms of a product over terms and of outer products under the index.
 #include "gather_gemm/cpu.h"
 
+#include <cstddef>
+#include <memory>
 #include <vector>
 
 #include "gather_gemm/few_tokens.h"
 #include "gather_gemm/packed_rows.h"
 #include "gather_gemm/product.h"
-#include "gather_gemm/single_entries.h"
-#include "gather_gemm/sorted_columns.h"
+#include "gather_gemm/sorted_terms.h"
+#include "gather_gemm/tile_columns.h"
 #include "gather_gemm/tile_product.h"
 #include "gather_gemm/weight_grad.h"
 #include "native/parallel.h"
@@ -56,11 +58,24 @@ const int32_t* map_of(const std::vector<int32_t>& map) {
   return map.empty() ? nullptr : map.data();
 }
 
+// A product of entries of one value each; `packed` are their sorted terms, null: sorted now.
+template <class T>
+void sorted_product(const Product<T>& product, const T* values, const void* index,
+                    int index_bytes, const GatherShape& shape, bool transposed,
+                    const void* packed) {
+  using A = Accumulator<T>;
+  const SortedTerms<A> form(shape, transposed);
+  if (packed) return run_product(product, SortedSums<A>(form, packed));
+  const std::unique_ptr<std::byte[]> memory(new std::byte[form.bytes()]);
+  SortTerms<A, T>(form, Windows<A>(index, index_bytes, shape), values, memory.get()).run();
+  run_product(product, SortedSums<A>(form, memory.get()));
+}
+
 // Rows of blocked features as sums over the entries of their row block.
 template <class T>
 void gather_product(const T* x, int64_t ldx, const int32_t* x_map, const T* values,
                     const void* index, int index_bytes, Epilogue<T> epilogue, T* y,
-                    const int32_t* y_map, const GatherShape& shape) {
+                    const int32_t* y_map, const GatherShape& shape, const void* packed) {
   using A = Accumulator<T>;
   const Product<T> product{x, ldx, shape.tokens, shape.in_features, x_map, epilogue, y, y_map};
   if (shape.tokens <= kFewTokens<A> && fills_vectors<A>(shape.tile) && !y_map) {
@@ -68,11 +83,10 @@ void gather_product(const T* x, int64_t ldx, const int32_t* x_map, const T* valu
     if (shape.tile % kLanes<A> == 0) return gather_few<Vector<A>>(product, values, columns, shape);
     return gather_few<Vector<A, kSummed<A>>>(product, values, columns, shape);
   }
-  const Widened<T> wide(values, value_count(shape));
-  if (shape.group == 1 && shape.tile == 1 && shape.entries) {
-    const Windows<A> windows(index, index_bytes, shape);
-    return run_product(product, RowSums<A>(windows, wide.get()));
+  if (SortedTerms<A>::used(shape)) {
+    return sorted_product(product, values, index, index_bytes, shape, false, packed);
   }
+  const Widened<T> wide(values, value_count(shape));
   const TermLists lists = gather_terms(Columns(index, index_bytes, shape), shape);
   run_product(product,
               GroupSums<A>(lists, shape.tile, shape.group, 1, shape.tile, wide.get()));
@@ -82,7 +96,7 @@ void gather_product(const T* x, int64_t ldx, const int32_t* x_map, const T* valu
 template <class T>
 void scatter_product(const T* x, int64_t ldx, const int32_t* x_map, const T* values,
                      const void* index, int index_bytes, Epilogue<T> epilogue, T* y,
-                     const int32_t* y_map, const GatherShape& shape) {
+                     const int32_t* y_map, const GatherShape& shape, const void* packed) {
   using A = Accumulator<T>;
   const Product<T> product{x, ldx, shape.tokens, blocked_features(shape), x_map, epilogue, y,
                            y_map};
@@ -94,14 +108,12 @@ void scatter_product(const T* x, int64_t ldx, const int32_t* x_map, const T* val
     }
     return scatter_few<Vector<A, kSummed<A>>>(product, values, lists, group, shape.tile);
   }
+  if (SortedTerms<A>::used(shape)) {
+    return sorted_product(product, values, index, index_bytes, shape, true, packed);
+  }
   const Widened<T> wide(values, value_count(shape));
   if (shape.group == 1 && shape.window < shape.in_features && shape.entries) {
     const Windows<A> windows(index, index_bytes, shape);
-    // Sorting costs as much as two vectors of tokens.
-    if (shape.tile == 1 && shape.tokens > 2 * kLanes<A>) {
-      const SortedColumns<A> sorted(windows, wide.get());
-      return run_product(product, SortedSums<A>(sorted));
-    }
     return run_product(product, ColumnSums<A>(windows, wide.get()));
   }
   const TermLists lists = scatter_terms(Columns(index, index_bytes, shape), shape);
@@ -124,7 +136,11 @@ void outer_products(const T* gathered, int64_t gathered_stride, const int32_t* g
   using A = Accumulator<T>;
   const Columns columns(index, index_bytes, shape);
   const Windows<A> windows(index, index_bytes, shape);
-  const bool single = shape.group == 1 && shape.tile == 1 && shape.entries;
+  const bool single = SortedTerms<A>::used(shape);
+  if (single && shape.tokens <= kFewTokens<A>) {
+    return outer_few(gathered, gathered_stride, gathered_map, blocked, blocked_stride,
+                     blocked_map, windows, dvalues);
+  }
   const int64_t count = value_count(shape), parts = token_parts(shape.tokens, count);
   constexpr bool direct = std::is_same_v<T, A>;
   Scratch scratch((parts - direct) * count * sizeof(A));
@@ -177,12 +193,14 @@ void gather_gemm_forward(const T* x, int64_t ldx, const T* values, const void* i
       return gather_packed(product, windows, packed);
     }
   }
-  gather_product(x, ldx, map_of(map), values, index, index_bytes, epilogue, y, nullptr, shape);
+  gather_product(x, ldx, map_of(map), values, index, index_bytes, epilogue, y, nullptr, shape,
+                 packed);
 }
 
 template <class T>
 void gather_gemm_input_grad(const T* grad, int64_t ldg, const T* values, const void* index,
-                            int index_bytes, const int32_t* perm, T* dx, GatherShape shape) {
+                            int index_bytes, const int32_t* perm, T* dx, GatherShape shape,
+                            const void* packed) {
   const auto map = inverse(perm, shape.in_features);
   if constexpr (std::is_same_v<T, BFloat16>) {
     if (tiles_fit(shape)) {
@@ -191,7 +209,7 @@ void gather_gemm_input_grad(const T* grad, int64_t ldg, const T* values, const v
     }
   }
   scatter_product<T>(grad, ldg, nullptr, values, index, index_bytes, {nullptr, Activation::none},
-                     dx, map_of(map), shape);
+                     dx, map_of(map), shape, packed);
 }
 
 template <class T>
@@ -214,7 +232,8 @@ void scatter_gemm_forward(const T* x, int64_t ldx, const T* values, const void* 
     }
   }
   const auto map = inverse(perm, blocked_features(shape));
-  scatter_product(x, ldx, map_of(map), values, index, index_bytes, epilogue, y, nullptr, shape);
+  scatter_product(x, ldx, map_of(map), values, index, index_bytes, epilogue, y, nullptr, shape,
+                  nullptr);
 }
 
 template <class T>
@@ -228,7 +247,7 @@ void scatter_gemm_input_grad(const T* grad, int64_t ldg, const T* values, const 
     }
   }
   gather_product<T>(grad, ldg, nullptr, values, index, index_bytes, {nullptr, Activation::none},
-                    dx, map_of(map), shape);
+                    dx, map_of(map), shape, nullptr);
 }
 
 template <class T>
@@ -240,18 +259,38 @@ void scatter_gemm_weight_grad(const T* grad, int64_t ldg, const T* x, int64_t ld
                     dvalues, shape);
 }
 
+template <class T>
 int64_t gather_gemm_forward_packed_bytes(GatherShape shape) {
-  return PackedRows::used(shape) ? PackedRows(shape).bytes() : 0;
+  using A = Accumulator<T>;
+  if (std::is_same_v<A, float> && PackedRows::used(shape)) return PackedRows(shape).bytes();
+  return SortedTerms<A>::used(shape) ? SortedTerms<A>(shape, false).bytes() : 0;
 }
 
 template <class T>
 void gather_gemm_forward_pack(const T* values, const void* index, int index_bytes,
                               GatherShape shape, void* packed) {
-  if constexpr (std::is_same_v<Accumulator<T>, float>) {
+  using A = Accumulator<T>;
+  if constexpr (std::is_same_v<A, float>) {
     if (PackedRows::used(shape)) {
-      pack_rows(values, Windows<float>(index, index_bytes, shape), packed);
+      return pack_rows(values, Windows<float>(index, index_bytes, shape), packed);
     }
   }
+  const SortedTerms<A> form(shape, false);
+  SortTerms<A, T>(form, Windows<A>(index, index_bytes, shape), values, packed).run();
+}
+
+template <class T>
+int64_t gather_gemm_input_grad_packed_bytes(GatherShape shape) {
+  using A = Accumulator<T>;
+  return SortedTerms<A>::used(shape) ? SortedTerms<A>(shape, true).bytes() : 0;
+}
+
+template <class T>
+void gather_gemm_input_grad_pack(const T* values, const void* index, int index_bytes,
+                                 GatherShape shape, void* packed) {
+  using A = Accumulator<T>;
+  const SortedTerms<A> form(shape, true);
+  SortTerms<A, T>(form, Windows<A>(index, index_bytes, shape), values, packed).run();
 }
 
 #define PADST_INSTANTIATE(T)                                                                     \
@@ -259,7 +298,7 @@ void gather_gemm_forward_pack(const T* values, const void* index, int index_byte
                                        const int32_t*, Epilogue<T>, T*, GatherShape,             \
                                        const void*);                                             \
   template void gather_gemm_input_grad<T>(const T*, int64_t, const T*, const void*, int,         \
-                                          const int32_t*, T*, GatherShape);                      \
+                                          const int32_t*, T*, GatherShape, const void*);         \
   template void gather_gemm_weight_grad<T>(const T*, int64_t, const T*, int64_t, const void*,    \
                                            int, const int32_t*, T*, GatherShape);                \
   template void scatter_gemm_forward<T>(const T*, int64_t, const T*, const void*, int,           \
@@ -268,7 +307,10 @@ void gather_gemm_forward_pack(const T* values, const void* index, int index_byte
                                            const int32_t*, T*, GatherShape);                     \
   template void scatter_gemm_weight_grad<T>(const T*, int64_t, const T*, int64_t, const void*,   \
                                             int, const int32_t*, T*, GatherShape);               \
-  template void gather_gemm_forward_pack<T>(const T*, const void*, int, GatherShape, void*);
+  template int64_t gather_gemm_forward_packed_bytes<T>(GatherShape);                             \
+  template void gather_gemm_forward_pack<T>(const T*, const void*, int, GatherShape, void*);     \
+  template int64_t gather_gemm_input_grad_packed_bytes<T>(GatherShape);                          \
+  template void gather_gemm_input_grad_pack<T>(const T*, const void*, int, GatherShape, void*);
 
 PADST_INSTANTIATE(float)
 PADST_INSTANTIATE(double)

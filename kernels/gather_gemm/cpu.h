@@ -23,7 +23,8 @@ void gather_gemm_forward(const T* x, int64_t ldx, const T* values, const void* i
 
 template <class T>
 void gather_gemm_input_grad(const T* grad, int64_t ldg, const T* values, const void* index,
-                            int index_bytes, const int32_t* perm, T* dx, GatherShape shape);
+                            int index_bytes, const int32_t* perm, T* dx, GatherShape shape,
+                            const void* packed);
 
 template <class T>
 void gather_gemm_weight_grad(const T* grad, int64_t ldg, const T* x, int64_t ldx,
@@ -44,12 +45,20 @@ void scatter_gemm_weight_grad(const T* grad, int64_t ldg, const T* x, int64_t ld
                               const void* index, int index_bytes, const int32_t* perm, T* dvalues,
                               GatherShape shape);
 
-// Bytes of a packed form of the values that is worth keeping between forwards, 0 where none is; it
+// Bytes of a packed form of the values that is worth keeping between calls, 0 where none is; it
 // goes into `packed`, which may be null all the same.
+template <class T>
 int64_t gather_gemm_forward_packed_bytes(GatherShape shape);
 
 template <class T>
 void gather_gemm_forward_pack(const T* values, const void* index, int index_bytes,
                               GatherShape shape, void* packed);
+
+template <class T>
+int64_t gather_gemm_input_grad_packed_bytes(GatherShape shape);
+
+template <class T>
+void gather_gemm_input_grad_pack(const T* values, const void* index, int index_bytes,
+                                 GatherShape shape, void* packed);
 
 }  // namespace padst

@@ -10,6 +10,8 @@ namespace {
 
 using at::Tensor;
 
+int64_t blocked_features(const GatherShape& shape) { return shape.row_blocks * shape.tile; }
+
 // Index and permutation of a layer, with the features of the side that the index points into.
 struct Indexed {
   Indexed(const Tensor& index_, const Tensor& perm_)
@@ -62,21 +64,23 @@ struct Indexed {
     }
   }
 
-  // The packed form of the values that the forward reads, null where there is none.
+  // The packed form of the values that a product reads, null where there is none.
   template <class T>
-  Packed packed(const Tensor& values, const GatherShape& shape) const {
-    const int64_t bytes = gather_gemm_forward_packed_bytes(shape);
+  Packed packed(const Tensor& values, const GatherShape& shape, PackedFor product) const {
+    const bool forward = product == PackedFor::forward;
+    const int64_t bytes = forward ? gather_gemm_forward_packed_bytes<T>(shape)
+                                  : gather_gemm_input_grad_packed_bytes<T>(shape);
     if (!bytes) return nullptr;
-    const PackedForm form{bytes, shape.in_features, shape.row_blocks * shape.tile, shape.window};
+    const PackedForm form{product, bytes, shape.in_features, blocked_features(shape),
+                          shape.window};
     return packed_weights(values, given, form, [&](void* memory) {
-      gather_gemm_forward_pack<T>(present<T>(values), data(), this->bytes(), shape, memory);
+      const auto pack = forward ? gather_gemm_forward_pack<T> : gather_gemm_input_grad_pack<T>;
+      pack(present<T>(values), data(), this->bytes(), shape, memory);
     });
   }
 
   Tensor given, index, perm;
 };
-
-int64_t blocked_features(const GatherShape& shape) { return shape.row_blocks * shape.tile; }
 
 void check_features(const char* name, const Rows& rows, int64_t features) {
   TORCH_CHECK(rows.features == features, "expected ", name, " with ", features, " features, got ",
@@ -97,7 +101,7 @@ Tensor gather_gemm_op(const Tensor& x, const Tensor& values_, const Tensor& inde
   Tensor y = empty_rows(x, blocked_features(shape));
   for_dtype(x, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    const Packed packed = indexed.packed<T>(values, shape);
+    const Packed packed = indexed.packed<T>(values, shape, PackedFor::forward);
     gather_gemm_forward<T>(rows.data<T>(), rows.stride, present<T>(values), indexed.data(),
                            indexed.bytes(), indexed.perm_data(), {present<T>(bias), act},
                            static_cast<T*>(y.mutable_data_ptr()), shape, packed.get());
@@ -117,9 +121,10 @@ Tensor gather_gemm_input_grad_op(const Tensor& grad, const Tensor& values_, cons
   Tensor dx = empty_rows(grad, in_features);
   for_dtype(grad, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
+    const Packed packed = indexed.packed<T>(values, shape, PackedFor::input_grad);
     gather_gemm_input_grad<T>(rows.data<T>(), rows.stride, present<T>(values), indexed.data(),
                               indexed.bytes(), indexed.perm_data(),
-                              static_cast<T*>(dx.mutable_data_ptr()), shape);
+                              static_cast<T*>(dx.mutable_data_ptr()), shape, packed.get());
   });
   return dx;
 }

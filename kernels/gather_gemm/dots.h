@@ -52,14 +52,14 @@ void add_row_dots(const A* const* columns, const A* row, int64_t plane, int64_t 
   using V = Vector<A>;
   constexpr int n = kSummed<A>;
   V rows[PLANES];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int p = 0; p < PLANES; ++p) rows[p] = load<V>(row + p * plane);
   V total[n];
 #pragma GCC unroll 8
   for (int i = 0; i < n; ++i) {
     const A* column = columns[i];
     V sum = load<V>(column) * rows[0];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int p = 1; p < PLANES; ++p) {
       sum += load<V>(column + p * plane) * rows[p];
     }

@@ -6,6 +6,7 @@
 #include "gather_gemm/dots.h"
 #include "gather_gemm/entries.h"
 #include "gather_gemm/product.h"
+#include "gather_gemm/windows.h"
 
 namespace padst {
 
@@ -122,6 +123,42 @@ void scatter_few(const Product<T>& p, const T* values, const TermLists& lists, i
                   finished(load_first<W>(row + f, count), p.epilogue, f, count), count);
     }
   }
+}
+
+// Outer products of a few tokens under entries of one value each: dvalues[r, e].
+template <class T>
+void outer_few(const T* gathered, int64_t gathered_stride, const int32_t* gathered_map,
+               const T* blocked, int64_t blocked_stride, const int32_t* blocked_map,
+               const Windows<Accumulator<T>>& windows, T* dvalues) {
+  using A = Accumulator<T>;
+  const GatherShape& shape = windows.shape();
+  const int64_t columns = shape.in_features, rows = shape.row_blocks, entries = shape.entries;
+  Scratch scratch(shape.tokens * (columns + rows) * sizeof(A));
+  A* x = scratch.template as<A>();
+  A* factors = x + shape.tokens * columns;
+  const Epilogue<T> none{nullptr, Activation::none};
+  copy_source<T>({gathered, gathered_stride, shape.tokens, columns, gathered_map, none, nullptr,
+                  nullptr}, x);
+  copy_source<T>({blocked, blocked_stride, shape.tokens, rows, blocked_map, none, nullptr,
+                  nullptr}, factors);
+  const int32_t* starts = windows.starts();
+  windows.with_index([&](const auto* index) {
+    parallel(rows, [&](int64_t first, int64_t last, int) {
+      std::vector<A> sums(entries);
+      for (int64_t r = first; r < last; ++r) {
+        const auto* slots = index + r * entries;
+        std::fill(sums.begin(), sums.end(), A{0});
+        for (int64_t t = 0; t < shape.tokens; ++t) {
+          const A* row = x + t * columns;
+          const A factor = factors[t * rows + r];
+          for (int64_t e = 0; e < entries; ++e) {
+            sums[e] += factor * row[int64_t{starts[e]} + int64_t{slots[e]}];
+          }
+        }
+        std::transform(sums.begin(), sums.end(), dvalues + r * entries, narrow<T>);
+      }
+    });
+  });
 }
 
 }  // namespace padst

@@ -1,8 +1,9 @@
 // A product for all tokens: tiles of tokens are packed, summed up by one of the kinds of sums, and
 // written through the epilogue.
 //
+// A tile of C vectors of tokens holds them side by side for each feature: tile[feature][C][lanes].
 // Sums have batches of outputs [first_output(b), first_output(b + 1)), at most `widest` each;
-// add_up(vectors, source planes, plane size, batch, planes to write, plane size) computes one.
+// add_up<C>(tile of source rows, batch, tile to write from its first output on) computes one.
 #pragma once
 
 #include <algorithm>
@@ -63,40 +64,39 @@ class ProductRun {
  private:
   static constexpr int64_t kLane = kLanes<A>, kWidest = Sums::kMostVectors * kLane;
 
-  // f(plane, its first token, its number of tokens) for the planes of a tile.
-  template <class F>
-  void each_plane(int64_t tile, const F& f) const {
-    const int64_t first = tiles_.first_token(tile), count = tiles_.tokens_of(tile);
-    for (int64_t t = 0; t < count; t += kLane) f(t / kLane, first + t, std::min(kLane, count - t));
-  }
+  // Elements of a tile for each feature.
+  int64_t width(int64_t tile) const { return tiles_.vectors_of(tile) * kLane; }
 
   void pack(int64_t tile, A* packed) const {
-    each_plane(tile, [&](int64_t plane, int64_t token, int64_t tokens) {
-      pack_features(p_.source + token * p_.stride, p_.stride, tokens, 0, p_.source_features,
-                    p_.source_map, 1, packed + plane * p_.source_features * kLane);
-    });
+    pack_features(p_.source + tiles_.first_token(tile) * p_.stride, p_.stride,
+                  tiles_.tokens_of(tile), 0, p_.source_features, p_.source_map,
+                  tiles_.vectors_of(tile), packed);
   }
 
-  // The batches [from, to) of a tile to planes whose row 0 is output 0.
-  void add_up(int64_t tile, int64_t from, int64_t to, const A* packed, A* rows,
-              int64_t plane) const {
+  // The batches [from, to) of a tile to rows of which row 0 is output 0.
+  void add_up(int64_t tile, int64_t from, int64_t to, const A* packed, A* rows) const {
     for (int64_t b = from; b < to; ++b) {
-      sums_.add_up(tiles_.vectors_of(tile), packed, p_.source_features * kLane, b,
-                   rows + sums_.first_output(b) * kLane, plane);
+      add_up_batch<1>(tiles_.vectors_of(tile), packed, b,
+                      rows + sums_.first_output(b) * width(tile));
     }
   }
 
-  // Outputs [first, last) of a tile from planes whose row 0 is output `origin`.
-  void unpack(int64_t tile, const A* rows, int64_t rows_plane, int64_t first, int64_t last,
-              int64_t origin) const {
+  template <int C>
+  void add_up_batch(int vectors, const A* packed, int64_t batch, A* out) const {
+    if constexpr (C < Sums::kMostVectors) {
+      if (vectors > C) return add_up_batch<C + 1>(vectors, packed, batch, out);
+    }
+    sums_.template add_up<C>(packed, batch, out);
+  }
+
+  // Outputs [first, last) of a tile from rows of which row 0 is output `origin`.
+  void unpack(int64_t tile, const A* rows, int64_t first, int64_t last, int64_t origin) const {
     const auto finish = [&](Vector<A> sums, int64_t feature, int64_t count) {
       return finished(sums, p_.epilogue, feature + origin, count);
     };
-    each_plane(tile, [&](int64_t plane, int64_t token, int64_t tokens) {
-      unpack_features(rows + plane * rows_plane, 1, p_.out_map, tokens, first - origin,
-                      last - origin, p_.out + token * outputs_ + origin, outputs_,
-                      finish);
-    });
+    unpack_features(rows, tiles_.vectors_of(tile), p_.out_map, tiles_.tokens_of(tile),
+                    first - origin, last - origin,
+                    p_.out + tiles_.first_token(tile) * outputs_ + origin, outputs_, finish);
   }
 
   // f(tile, first batch, last batch) over this thread's share [first, last) of vectors * batches.
@@ -127,42 +127,40 @@ class ProductRun {
   }
 
   void straight() const {
-    const int64_t plane = sums_.widest() * kLane;
     each_share([&](int64_t tile, int64_t from, int64_t to, const A* packed, A* stage) {
       for (int64_t b = from; b < to; ++b) {
         const int64_t first = sums_.first_output(b);
-        add_up(tile, b, b + 1, packed, stage - first * kLane, plane);
-        unpack(tile, stage, plane, first, sums_.first_output(b + 1), first);
+        add_up(tile, b, b + 1, packed, stage - first * width(tile));
+        unpack(tile, stage, first, sums_.first_output(b + 1), first);
       }
     });
   }
 
   void mapped_by_tile() const {
-    const int64_t plane = outputs_ * kLane;
     parallel(tiles_.count, [&](int64_t first, int64_t last, int) {
       Scratch scratch((p_.source_features + outputs_) * kWidest * sizeof(A));
       A* packed = scratch.template as<A>();
       A* rows = packed + p_.source_features * kWidest;
       for (int64_t tile = first; tile < last; ++tile) {
         pack(tile, packed);
-        add_up(tile, 0, batches_, packed, rows, plane);
-        unpack(tile, rows, plane, 0, outputs_, 0);
+        add_up(tile, 0, batches_, packed, rows);
+        unpack(tile, rows, 0, outputs_, 0);
       }
     });
   }
 
   void mapped_in_two_steps() const {
-    const int64_t plane = outputs_ * kLane;
-    Scratch scratch(tiles_.vectors * plane * sizeof(A));
+    const int64_t size = outputs_ * kLane;
+    Scratch scratch(tiles_.vectors * size * sizeof(A));
     A* all = scratch.template as<A>();
     each_share([&](int64_t tile, int64_t from, int64_t to, const A* packed, A*) {
-      add_up(tile, from, to, packed, all + tiles_.first_vector(tile) * plane, plane);
+      add_up(tile, from, to, packed, all + tiles_.first_vector(tile) * size);
     });
     const int64_t chunk = 64, chunks = (outputs_ + chunk - 1) / chunk;
     parallel(tiles_.count * chunks, [&](int64_t first, int64_t last, int) {
       for (int64_t task = first; task < last; ++task) {
         const int64_t tile = task / chunks, start = task % chunks * chunk;
-        unpack(tile, all + tiles_.first_vector(tile) * plane, plane, start,
+        unpack(tile, all + tiles_.first_vector(tile) * size, start,
                std::min(start + chunk, outputs_), 0);
       }
     });

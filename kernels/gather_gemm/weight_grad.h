@@ -3,6 +3,7 @@
 
 #include <initializer_list>
 
+#include "gather_gemm/add_up.h"
 #include "gather_gemm/dots.h"
 #include "gather_gemm/entries.h"
 #include "gather_gemm/outer_products.h"
@@ -50,11 +51,11 @@ class OuterProductsRun {
   void run() {
     const int64_t count = packs_blocked_ ? blocked_ : 0;
     const auto padded = [&](int64_t features) {
-      return lanes_ ? (features + kSide - 1) / kSide * kSide * kPlanes : features;
+      return (lanes_ ? (features + kSide - 1) / kSide * kSide : features) * kPlanes;
     };
     blocked_at_ = padded(gathered_) * kLane;
-    plane_ = (lanes_ ? kSide : gathered_ + count) * kLane;
-    tile_size_ = (padded(gathered_) + padded(count)) * kLane * (lanes_ ? 1 : kPlanes);
+    plane_ = (lanes_ ? kSide : 1) * kLane;
+    tile_size_ = (padded(gathered_) + padded(count)) * kLane;
     const Side gathered{p_.gathered, p_.gathered_stride, gathered_,
                         packed_rows(p_.gathered_map, gathered_), 0};
     const Side blocked{p_.blocked, p_.blocked_stride, count, packed_rows(p_.blocked_map, count),
@@ -80,8 +81,10 @@ class OuterProductsRun {
     int64_t at;
   };
 
-  // Where in a plane a column is.
-  int64_t row_of(int64_t column) const { return lanes_ ? packed_row(column) : column; }
+  // Where a feature's first vector is.
+  int64_t row_of(int64_t feature) const {
+    return lanes_ ? packed_row(feature) : feature * kPlanes;
+  }
 
   std::vector<int32_t> packed_rows(const int32_t* map, int64_t features) const {
     std::vector<int32_t> rows(features);
@@ -187,14 +190,14 @@ class OuterProductsRun {
     const int64_t planes = (tokens + kLane - 1) / kLane, group = p_.shape.group;
     std::vector<const A*> rows(tile_);
     for (int64_t v = 0; v < tile_; ++v) {
-      rows[v] = tile + blocked_at_ + (r * tile_ + v) * kLane;
+      rows[v] = tile + blocked_at_ + row_of(r * tile_ + v) * kLane;
     }
     A* to = p_.dvalues + r * p_.shape.entries * group * tile_;
     const A* waiting[4];
     int count = 0;
     p_.columns.each(r, [&](int64_t, int64_t column) {
       for (int64_t s = 0; s < group; ++s) {
-        waiting[count++] = tile + (column + s) * kLane;
+        waiting[count++] = tile + row_of(column + s) * kLane;
         if (count < 4) continue;
         add_dot_rows<A, 4>(waiting, rows.data(), tile_, planes, plane_, to, tile_);
         to += count * tile_;
@@ -206,49 +209,56 @@ class OuterProductsRun {
     }
   }
 
-  // Rows [first, last) of one value an entry: a stretch of windows and a few planes at a time.
+  // Rows [first, last) of one value an entry: a stretch of windows for some of the rows at a time.
   void add_single_entries(int64_t first, int64_t last, int64_t tokens, const A* tile) const {
     const Windows<A>& windows = *p_.windows;
     const int64_t planes = (tokens + kLane - 1) / kLane, entries = p_.shape.entries;
-    const int64_t cached = windows.entries(windows.cached(4));
+    const int64_t cached = windows.entries(windows.cached(kAtOnce));
     const int64_t step = std::max<int64_t>(1, cached / kSummed<A>) * kSummed<A>;
-    for (int64_t plane = 0; plane < planes; plane += 4) {
+    for (int64_t plane = 0; plane < planes; plane += kAtOnce) {
       const A* at = tile + plane * plane_;
-      for (int64_t e = 0; e < entries; e += step) {
-        const int64_t end = std::min(e + step, entries);
-        windows.with_index([&](const auto* index) {
-          for (int64_t r = first; r < last; ++r) add_row(r, e, end, planes - plane, at, index);
-        });
+      const int64_t here = std::min(planes - plane, kAtOnce);
+      for (int64_t row = first; row < last; row += kRowsAtOnce) {
+        for (int64_t e = 0; e < entries; e += step) {
+          windows.with_index([&](const auto* index) {
+            add_rows<1>(row, std::min(row + kRowsAtOnce, last), e, std::min(e + step, entries),
+                        here, at, index);
+          });
+        }
       }
     }
   }
 
-  // The entries [first, end) of a row, over at most four planes.
-  template <class I>
-  void add_row(int64_t r, int64_t first, int64_t end, int64_t planes, const A* tile,
-               const I* index) const {
+  // The entries [first, end) of rows, over `planes` <= kAtOnce planes.
+  template <int PLANES, class I>
+  void add_rows(int64_t row, int64_t last_row, int64_t first, int64_t end, int64_t planes,
+                const A* tile, const I* index) const {
+    if constexpr (PLANES < kAtOnce) {
+      if (planes > PLANES) {
+        return add_rows<PLANES + 1>(row, last_row, first, end, planes, tile, index);
+      }
+    }
     constexpr int n = kSummed<A>;
-    const A* row = tile + blocked_at_ + r * kLane;
-    const I* slots = index + r * p_.shape.entries;
     const int32_t* starts = p_.windows->starts();
-    A* to = p_.dvalues + r * p_.shape.entries;
-    for (int64_t e = first; e < end; e += n) {
-      const A* columns[n];
-      const int64_t count = std::min<int64_t>(n, end - e);
+    const A* blocked = tile + blocked_at_;
+    for (; row < last_row; ++row) {
+      const I* slots = index + row * p_.shape.entries;
+      A* to = p_.dvalues + row * p_.shape.entries;
+      for (int64_t e = first; e < end; e += n) {
+        const A* columns[n];
+        const int64_t count = std::min<int64_t>(n, end - e);
 #pragma GCC unroll 8
-      for (int i = 0; i < n; ++i) {
-        const int64_t entry = i < count ? e + i : e;
-        columns[i] = tile + (int64_t{starts[entry]} + int64_t{slots[entry]}) * kLane;
-      }
-      switch (planes) {
-        case 1: add_row_dots<A, 1>(columns, row, plane_, count, to + e); break;
-        case 2: add_row_dots<A, 2>(columns, row, plane_, count, to + e); break;
-        case 3: add_row_dots<A, 3>(columns, row, plane_, count, to + e); break;
-        default: add_row_dots<A, 4>(columns, row, plane_, count, to + e);
+        for (int i = 0; i < n; ++i) {
+          const int64_t entry = i < count ? e + i : e;
+          columns[i] = tile + (int64_t{starts[entry]} + int64_t{slots[entry]}) * (kPlanes * kLane);
+        }
+        add_row_dots<A, PLANES>(columns, blocked + row * (kPlanes * kLane), kLane, count, to + e);
       }
     }
   }
 
+  // Vectors of tokens that are summed up in one go, and rows whose vectors stay in the second cache.
+  static constexpr int64_t kAtOnce = kRegisters == 32 ? kPlanes : 4, kRowsAtOnce = 512;
   static constexpr int64_t kLane = kLanes<A>, kTileTokens = kPlanes * kLane;
   static constexpr int64_t kChunk = 16 * kSide, kWaiting = 64;
 

@@ -9,15 +9,20 @@
 
 namespace padst {
 
-// The shape that a packed form was made for.
+// The product that reads a packed form.
+enum class PackedFor { forward, input_grad };
+
+// The product and the shape that a packed form was made for.
 struct PackedForm {
+  PackedFor product;
   int64_t bytes;
   int64_t in_features;
   int64_t out_features;
   int64_t window;
 
   bool operator==(const PackedForm& other) const {
-    return bytes == other.bytes && in_features == other.in_features &&
+    return product == other.product && bytes == other.bytes &&
+           in_features == other.in_features &&
            out_features == other.out_features && window == other.window;
   }
 };

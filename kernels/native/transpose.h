@@ -89,18 +89,17 @@ void pack_features(const T* x, int64_t stride, int64_t tokens, int64_t first, in
                    const int32_t* rows, int vectors, A* tile) {
   using V = Vector<A>;
   constexpr int lanes = kLanes<A>;
-  for (int64_t f = first; f < last; f += lanes) {
-    const int64_t width = last - f < lanes ? last - f : lanes;
-    for (int c = 0; c < vectors; ++c) {
-      const int64_t here = tokens - c * lanes;
-      const T* from = x + c * lanes * stride + f;
+  // One vector of tokens after the other: the processor fetches ahead on a few rows, not on all.
+  for (int c = 0; c < vectors; ++c, x += lanes * stride, tokens -= lanes) {
+    for (int64_t f = first; f < last; f += lanes) {
+      const int64_t width = last - f < lanes ? last - f : lanes;
       V square[lanes];
-      if (here >= lanes && width == lanes) {
+      if (tokens >= lanes && width == lanes) {
 #pragma GCC unroll 16
-        for (int t = 0; t < lanes; ++t) square[t] = load<V>(from + t * stride);
+        for (int t = 0; t < lanes; ++t) square[t] = load<V>(x + t * stride + f);
       } else {
         for (int t = 0; t < lanes; ++t) {
-          square[t] = t < here ? load_first<V>(from + t * stride, width) : V{};
+          square[t] = t < tokens ? load_first<V>(x + t * stride + f, width) : V{};
         }
       }
       transpose(square);
@@ -119,9 +118,9 @@ void unpack_features(const A* tile, int vectors, const int32_t* rows, int64_t to
                      int64_t last, T* y, int64_t stride, const Finish& finish) {
   using V = Vector<A>;
   constexpr int lanes = kLanes<A>;
-  for (int64_t f = first; f < last; f += lanes) {
-    const int64_t width = last - f < lanes ? last - f : lanes;
-    for (int c = 0; c < vectors; ++c) {
+  for (int c = 0; c < vectors; ++c, y += lanes * stride, tokens -= lanes) {
+    for (int64_t f = first; f < last; f += lanes) {
+      const int64_t width = last - f < lanes ? last - f : lanes;
       V square[lanes];
       for (int i = 0; i < lanes; ++i) {
         const int64_t feature = f + (i < width ? i : 0);
@@ -129,9 +128,8 @@ void unpack_features(const A* tile, int vectors, const int32_t* rows, int64_t to
         square[i] = load<V>(tile + (row * vectors + c) * lanes);
       }
       transpose(square);
-      const int64_t here = tokens - c * lanes;
-      for (int t = 0; t < lanes && t < here; ++t) {
-        store_first(y + (c * lanes + t) * stride + f, finish(square[t], f, width), width);
+      for (int t = 0; t < lanes && t < tokens; ++t) {
+        store_first(y + t * stride + f, finish(square[t], f, width), width);
       }
     }
   }

@@ -113,7 +113,7 @@ void check_blocks(int64_t row_blocks, int64_t group, int64_t tile, int64_t featu
   });
   compare("gather_gemm_input_grad", tokens * features, [&](float* dx) {
     padst::gather_gemm_input_grad<float>(tiled.data(), blocked, values.data(), index.data(), bytes,
-                                         perm.data(), dx, shape);
+                                         perm.data(), dx, shape, nullptr);
   });
   compare("gather_gemm_weight_grad", count, [&](float* dvalues) {
     padst::gather_gemm_weight_grad<float>(tiled.data(), blocked, pointed.data(), features,

@@ -21,7 +21,8 @@ void gather_forward(const BFloat16* x, int64_t stride, const BFloat16* values,
 void gather_input_grad(const BFloat16* grad, int64_t stride, const BFloat16* values,
                        const int32_t* index, const int32_t* perm, const BFloat16*, int,
                        BFloat16* dx, const GatherShape* shape) {
-  padst::gather_gemm_input_grad<BFloat16>(grad, stride, values, index, 4, perm, dx, *shape);
+  padst::gather_gemm_input_grad<BFloat16>(grad, stride, values, index, 4, perm, dx, *shape,
+                                          nullptr);
 }
 
 void scatter_forward(const BFloat16* x, int64_t stride, const BFloat16* values,

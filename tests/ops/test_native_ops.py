@@ -206,6 +206,29 @@ def test_packed_weights_are_renewed_when_values_or_topology_change() -> None:
     check_renewed(sparse, sparse)
 
 
+def test_packed_input_gradients_are_renewed_when_values_or_topology_change() -> None:
+    sparse = layer("nm")
+    index, window, features = sparse.index, sparse.pattern.m, sparse.in_features
+    grad = torch.randn(20, sparse.out_features)
+
+    def count() -> int:
+        before = packed_count()
+        dx = torch.ops.padst.gather_gemm_input_grad(
+            grad, sparse.values, index, sparse.perm, window, features
+        )
+        exact = grad.double() @ sparse.dense_weight().double()
+        torch.testing.assert_close(dx.double(), exact, rtol=1e-4, atol=1e-4)
+        return packed_count() - before
+
+    with torch.no_grad():
+        assert count() == 1 and count() == 0
+        sparse.values.mul_(2)
+        assert count() == 1 and count() == 0
+        units = sparse.pattern.random_units(torch.Generator().manual_seed(3))
+        index.copy_(sparse.pattern.index_from_units(units))
+        assert count() == 1 and count() == 0
+
+
 def test_packed_weights_of_compiled_code() -> None:
     sparse = layer("nm")
     check_renewed(sparse, torch.compile(sparse, backend="padst"))
