@@ -176,7 +176,7 @@ def _row(name: str, layer: SparseLinear, tokens: int | None) -> SummaryRow:
         sparsity=layer.sparsity,
         parameters=sum(parameter.numel() for parameter in layer.parameters()),
         dense_parameters=layer.out_features * layer.in_features + bias,
-        permutation=layer.permutation,
+        permutation=layer.permutation_state,
         kernel=layer.pattern.kernel,
         cost=None if tokens is None else _cost(layer, tokens),
     )
