@@ -101,12 +101,12 @@ def train(
         student.index.copy_(teacher.index)
     model = nn.Sequential(student)
     optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     # So small a fraction of the diagonals is none: known ones stay.
     fraction = 1e-9 if problem.known_diagonals else 0.3
     t_end = round(T_END_SHARE * steps)
     chosen = {"delta_t": DELTA_T, "t_end": t_end, "drop_fraction": fraction, **settings}
     dst = DST(model, optimizer, "rigl", **chosen)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(seed)
     mixed = mixing(problem)
     start = time.perf_counter()

@@ -80,11 +80,12 @@ class Hardening:
             matrix.requires_grad_(True)
 
     def penalty(self, step: int) -> Tensor | None:
-        """The weighted sum of the layers' penalties; None where none is soft."""
-        weight = self.schedule.weight(step)
-        if not self.soft:
+        """The weighted sum of the layers' penalties, each per row and column; None where none
+        is soft."""
+        soft = self.soft
+        if not soft:
             return None
-        return weight * torch.stack([permutation_penalty(m) for _, _, m in self.soft]).sum()
+        return self.schedule.weight(step) * torch.stack([_per_line(m) for _, _, m in soft]).sum()
 
     def project(self) -> None:
         """Bring every matrix near the doubly stochastic ones again."""
@@ -113,8 +114,7 @@ class Hardening:
 
     def _penalties(self, matrices: list[nn.Parameter]) -> list[float]:
         """Penalty per row and column of each matrix, the same on every rank."""
-        each = [permutation_penalty(matrix) / (2 * len(matrix)) for matrix in matrices]
-        penalties = torch.stack([penalty.double() for penalty in each])
+        penalties = torch.stack([_per_line(matrix).double() for matrix in matrices])
         if agreement.world_size(self.group) > 1:
             dist.broadcast(penalties, group=self.group, group_src=0)
         return penalties.tolist()
@@ -173,3 +173,8 @@ class Hardening:
         self.put_off = state_dict["put_off"]
         if self.layers:
             self.claim()
+
+
+def _per_line(matrix: Tensor) -> Tensor:
+    """The penalty per row and column, between 0 and 1 whatever the size."""
+    return permutation_penalty(matrix) / (2 * len(matrix))

@@ -19,8 +19,8 @@ class SoftPermutation:
     of range.
     """
 
-    weight: float = 1e-2
-    warmup: float = 0.5
+    weight: float = 1.0
+    warmup: float = 0.75
     harden_at: int | None = None
     threshold: float = 0.05
     events: int = 2
