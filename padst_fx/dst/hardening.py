@@ -79,6 +79,13 @@ class Hardening:
         for matrix in matrices.values():
             matrix.requires_grad_(True)
 
+    def close(self) -> None:
+        """Leave the permutations as they are: they ask for no gradient any more."""
+        for _, _, matrix in self.soft:
+            matrix.requires_grad_(False)
+            matrix.grad = None
+        self.layers = []
+
     def penalty(self, step: int) -> Tensor | None:
         """The weighted sum of the layers' penalties, each per row and column; None where none
         is soft."""

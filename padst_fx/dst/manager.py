@@ -126,7 +126,7 @@ class DST:
             state.disarm()
             MANAGERS.pop(state.layer, None)
         self.states = []
-        self.hardening.layers = []
+        self.hardening.close()
 
     def step(self) -> bool:
         """Count a step and update if it is due; True when the topology changed.
