@@ -42,6 +42,7 @@ class Hardening:
         self.group = group
         self.events = 0
         self.put_off = 0
+        self._held: list[nn.Parameter] = []
 
     @property
     def soft(self) -> list[tuple[str, SparseLinear, nn.Parameter]]:
@@ -71,12 +72,15 @@ class Hardening:
 
     def claim(self) -> None:
         """Put the present matrices, and no others, into one last group of the optimizer."""
+        present = [matrix for _, _, matrix in self.soft]
+        forget(self.optimizer, [m for m in self._held if not any(m is p for p in present)])
+        self._held = present
         settings = {"weight_decay": 0.0}
         if (rate := self.schedule.settings.learning_rate) is not None:
             settings["lr"] = rate
         matrices = {f"{name}.soft_perm": matrix for name, _, matrix in self.soft}
         move_to_own_group(self.optimizer, matrices, **settings)
-        for matrix in matrices.values():
+        for matrix in self._held:
             matrix.requires_grad_(True)
 
     def close(self) -> None:
@@ -85,6 +89,7 @@ class Hardening:
             matrix.requires_grad_(False)
             matrix.grad = None
         self.layers = []
+        self._held = []
 
     def penalty(self, step: int) -> Tensor | None:
         """The weighted sum of the layers' penalties, each per row and column; None where none
@@ -112,6 +117,7 @@ class Hardening:
         for _, layer, matrix in hardened:
             layer.harden(self._agreed(nearest_permutation(matrix).to(layer.perm.device)))
         forget(self.optimizer, [matrix for _, _, matrix in hardened])
+        self._held = [matrix for _, _, matrix in self.soft]
         done = tuple(name for name, _, _ in hardened)
         if done:
             self.events += 1
