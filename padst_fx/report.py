@@ -21,7 +21,8 @@ COST_COLUMNS = ("dense us", "sparse us", "gain", "source")
 @dataclass(frozen=True)
 class SummaryRow:
     """One sparse layer. `parameters` counts what it stores: weights, bias, DynaDiag's scores and
-    the matrix of a soft permutation, whose product is in `cost` too; `dense_parameters` a dense layer's weights and bias."""
+    the matrix of a soft permutation, whose product is in `cost` too; `dense_parameters` a dense
+    layer's weights and bias."""
 
     name: str
     role: str

@@ -291,7 +291,7 @@ def test_going_back_to_a_soft_state_and_on_to_a_hard_one():
     train(model, optimizer, dst, range(5, 9))
     hard = copy.deepcopy([part.state_dict() for part in (model, dst, optimizer)])
     expected = copy.deepcopy(model)
-    with pytest.raises(ValueError, match="other permutations are soft.*'0', '2'.*model's state"):
+    with pytest.raises(ValueError, match=r"other permutations are soft.*'0', '2'.*model's state"):
         dst.load_state_dict(soft[1])
     for part, state in zip((model, dst, optimizer), soft, strict=True):
         part.load_state_dict(state)
