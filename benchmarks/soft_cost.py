@@ -78,7 +78,7 @@ def memory_row() -> dict[str, Any]:
 def main() -> None:
     """Measure, count, print and write."""
     rows = [time_row(), memory_row()]
-    print(render("soft permutations", tuple(rows[0]), [map(str, r.values()) for r in rows]))
+    print(render("soft permutations", tuple(rows[0]), [tuple(map(str, r.values())) for r in rows]))
     print(f"written to {results_file.write('soft_cost', rows)}")
 
 

@@ -87,8 +87,8 @@ class DST:
         self._pending = False
         self._optimizer_stepped = False
         refuse_managed(layers)
-        schedule = SoftSchedule(soft or SoftPermutation(), delta_t, t_end)
-        self.hardening = Hardening(layers, self.optimizer, schedule, process_group)
+        softness = SoftSchedule(soft or SoftPermutation(), delta_t, t_end)
+        self.hardening = Hardening(layers, self.optimizer, softness, process_group)
         if soft is not None and not self.hardening.layers:
             raise ValueError("settings for soft permutations, but no layer has one")
         self.method.prepare(layers, self.optimizer)
