@@ -68,11 +68,14 @@ def load(
     replacements = _replacements(model, header)
     for alias, kept in header["shared"].items():
         tensors[alias] = tensors[kept]
-    _check_state(_expected_state(model, replacements), tensors)
+    expected = _expected_state(model, replacements)
+    _check_state(_as_soft_as(expected, model, _soft_layers(model, header)), tensors)
     _check_topologies(model, replacements, tensors)
     if "" in replacements:
         given = model = replacements.pop("")
     swap_modules(model, replacements)
+    for layer, soft in _soft_layers(model, header).items():
+        layer.be_soft(soft)
     model.load_state_dict({name: tensors[plain_name(name)] for name in model.state_dict()})
     return given
 
@@ -102,6 +105,7 @@ def _layer_config(layer: SparseLinear) -> dict[str, Any]:
         "permutation": layer.permutation,
         "role": layer.role,
         "alpha": layer.alpha is not None,
+        "soft": layer.soft_perm is not None,
     }
 
 
@@ -195,6 +199,8 @@ def _build_layer(name: str, dense: nn.Module, config: dict[str, Any]) -> SparseL
     layer.role = config["role"]
     if config["alpha"]:
         layer.enable_scores()
+    if layer.permutation == "soft":
+        layer.be_soft(config["soft"])
     return layer
 
 
@@ -208,6 +214,33 @@ def _expected_state(model: nn.Module, replacements: dict[str, nn.Module]) -> dic
     }
     for prefix, module in new.items():
         state.update({f"{prefix}{name}": t for name, t in module.state_dict().items()})
+    return state
+
+
+def _soft_layers(model: nn.Module, header: dict[str, Any]) -> dict[SparseLinear, bool]:
+    """The model's layers with soft permutations: whether they have a matrix in the file."""
+    return {
+        module: header["layers"][plain_name(name)]["soft"]
+        for name, module in model.named_modules()
+        if isinstance(module, SparseLinear) and module.permutation == "soft"
+    }
+
+
+def _as_soft_as(
+    expected: dict[str, Tensor], model: nn.Module, soft: dict[SparseLinear, bool]
+) -> dict[str, Tensor]:
+    """The state dict once the model's layers have a matrix where the file has one.
+
+    Both are states of one model: a hardened layer may be loaded into a soft one and back.
+    """
+    state = dict(expected)
+    for name, module in model.named_modules(remove_duplicate=False):
+        if not isinstance(module, SparseLinear) or module not in soft:
+            continue
+        key = ".".join(filter(None, (plain_name(name), "soft_perm")))
+        state.pop(key, None)
+        if soft[module]:
+            state[key] = module.values.new_empty(module.in_features, module.in_features)
     return state
 
 

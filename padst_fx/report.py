@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -20,8 +20,9 @@ COST_COLUMNS = ("dense us", "sparse us", "gain", "source")
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """One sparse layer. `parameters` counts what it stores: weights, bias and DynaDiag's scores;
-    `dense_parameters` a dense layer's weights and bias."""
+    """One sparse layer. `parameters` counts what it stores: weights, bias, DynaDiag's scores and
+    the matrix of a soft permutation, whose product is in `cost` too; `dense_parameters` a dense
+    layer's weights and bias."""
 
     name: str
     role: str
@@ -90,7 +91,7 @@ class Summary:
 
     @property
     def parameters(self) -> int:
-        """Weights, biases and DynaDiag's scores that the sparse layers store."""
+        """Weights, biases, DynaDiag's scores and soft matrices that the sparse layers store."""
         return sum(row.parameters for row in self.rows)
 
     @property
@@ -176,15 +177,20 @@ def _row(name: str, layer: SparseLinear, tokens: int | None) -> SummaryRow:
         sparsity=layer.sparsity,
         parameters=sum(parameter.numel() for parameter in layer.parameters()),
         dense_parameters=layer.out_features * layer.in_features + bias,
-        permutation=layer.permutation,
+        permutation=layer.permutation_state,
         kernel=layer.pattern.kernel,
         cost=None if tokens is None else _cost(layer, tokens),
     )
 
 
 def _cost(layer: SparseLinear, tokens: int) -> Comparison:
-    model = CostModel.of(layer.values.device)
-    return model.compare(layer.pattern, tokens, layer.values.dtype)
+    model, dtype = CostModel.of(layer.values.device), layer.values.dtype
+    cost = model.compare(layer.pattern, tokens, dtype)
+    if layer.soft_perm is None:
+        return cost
+    mixing = model.estimate(Work.dense(*layer.soft_perm.shape), tokens, dtype)
+    sparse = replace(cost.sparse, seconds=cost.sparse.seconds + mixing.seconds)
+    return replace(cost, sparse=sparse)
 
 
 def _prediction(model: nn.Module, rows: tuple[SummaryRow, ...], tokens: int) -> Prediction:

@@ -31,10 +31,11 @@ def sparsify(
     """Replace the projections of `model` by structured-sparse ones, in place; returns the model.
 
     `structure` is a name ("diag", "block", "nm", "n:m", "unstructured") or a `Structure`;
-    `sparsity` the fraction of zeros in [0, 1). `permutation` is "identity" or "random".
-    `distribution` is "uniform", "erk", `{name or glob: sparsity}` or a callable. `include` and
-    `exclude` are names or globs of modules, or callables `(module, name) -> bool`; the name of an
-    `nn.MultiheadAttention` stands for its four projections. Heads stay dense unless asked for by
+    `sparsity` the fraction of zeros in [0, 1). `permutation` is "identity", "random" or "soft"
+    (dense matrices that `DST` trains and hardens). `distribution` is "uniform", "erk",
+    `{name or glob: sparsity}` or a callable. `include` and `exclude` are names or globs of
+    modules, or callables `(module, name) -> bool`; the name of an `nn.MultiheadAttention` stands
+    for its four projections. Heads stay dense unless asked for by
     name. `init` is "magnitude" (keep the strongest units), "random" (fresh units and values), or
     "auto": random for weights that look freshly drawn. With `example_inputs` (a tensor, a tuple of
     arguments or a dict of keyword arguments) the exported graph says which projection plays

@@ -39,3 +39,19 @@ def test_two_ranks_equal_one_with_twice_the_batch(ranks, structure, method):
     alone = ddp_worker.train(structure, method, rank=0, world=1)
     for a, b in zip(together, alone, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("structure", "method"), ddp_worker.SOFT_CASES, ids=str)
+def test_ranks_have_the_same_soft_permutations_and_harden_alike(ranks, structure, method):
+    first, second = (rank[f"{structure} {method} soft"] for rank in ranks)
+    for step, (a, b) in enumerate(zip(first, second, strict=True), 1):
+        assert a.keys() == b.keys()
+        assert ("0.soft_perm" in a) == (step < ddp_worker.HARDEN_AT)
+        assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not torch.equal(first[0]["0.soft_perm"], first[3]["0.soft_perm"])
+
+
+def test_soft_permutations_of_two_ranks_are_those_of_one_with_twice_the_batch(ranks):
+    alone = ddp_worker.train("diag", "set", rank=0, world=1, permutation="soft")
+    for a, b in zip(ranks[0]["diag set soft"], alone, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)

@@ -10,7 +10,7 @@ import pytest
 
 import padst_fx
 
-HEAVY = ("triton", "transformers", "tensorrt", "matplotlib", "sklearn", "networkx", "rich")
+HEAVY = ("triton", "transformers", "tensorrt", "matplotlib", "sklearn", "networkx", "scipy", "rich")
 
 
 def run(script: str) -> str:

@@ -12,11 +12,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from padst_fx.dst import agreement
+from padst_fx.dst.hardening import Hardening
 from padst_fx.dst.layer_state import LayerState
 from padst_fx.dst.methods import METHODS
 from padst_fx.dst.optimizer_state import base_optimizer, check_holds, slots
 from padst_fx.dst.schedule import SCHEDULES
-from padst_fx.dst.statistics import LayerUpdate, Update
+from padst_fx.dst.soft_schedule import SoftPermutation, SoftSchedule
+from padst_fx.dst.statistics import LayerUpdate, SoftUpdate, Update
 from padst_fx.dst.update import Choice, choose_units
 from padst_fx.layers.linear import SparseLinear
 
@@ -41,7 +43,9 @@ class DST:
     `drop_fraction`, the share of active units exchanged. `callback` is called with an `Update`
     after each one. `seed` is for random growth. Steps that the optimizer skips (as
     `torch.amp.GradScaler` does on overflow) do not count. "dynadiag" gives its scores a parameter
-    group of their own in the optimizer, so build learning-rate schedulers afterwards.
+    group of their own in the optimizer, so build learning-rate schedulers afterwards; so do soft
+    permutations, for which `soft` has the settings: they are projected after every optimizer step,
+    cost what `penalty()` says, and are hardened by a few of the updates.
 
     Raises `ValueError` for unknown names (listing the valid ones) and values out of range, for
     a model without trainable sparse layers, for an optimizer that does not hold them, and for
@@ -60,6 +64,7 @@ class DST:
         seed: int = 0,
         callback: Callable[[Update], None] | None = None,
         process_group: dist.ProcessGroup | None = None,
+        soft: SoftPermutation | None = None,
     ) -> None:
         _check_choice("method", method, METHODS)
         _check_choice("schedule", schedule, SCHEDULES)
@@ -82,7 +87,12 @@ class DST:
         self._pending = False
         self._optimizer_stepped = False
         refuse_managed(layers)
+        softness = SoftSchedule(soft or SoftPermutation(), delta_t, t_end)
+        self.hardening = Hardening(layers, self.optimizer, softness, process_group)
+        if soft is not None and not self.hardening.layers:
+            raise ValueError("settings for soft permutations, but no layer has one")
         self.method.prepare(layers, self.optimizer)
+        self.hardening.start(model)
         self.states = [LayerState.of(name, layer) for name, layer in layers]
         self._attach()
 
@@ -116,6 +126,7 @@ class DST:
             state.disarm()
             MANAGERS.pop(state.layer, None)
         self.states = []
+        self.hardening.close()
 
     def step(self) -> bool:
         """Count a step and update if it is due; True when the topology changed.
@@ -130,13 +141,21 @@ class DST:
         self.steps += 1
         if self.steps == 1:
             self._check_slots()
-        changed = self._update() if self._due(self.steps) else False
+        soft = self.hardening.update(self.steps)
+        changed = soft is not None and bool(soft.hardened)
+        if self._due(self.steps):
+            changed |= self._update(soft)
+        elif soft is not None:
+            self._finish(Update(self.steps, 0.0, (), (), soft))
         self._prepare_next_step()
         return changed
 
     def penalty(self) -> Tensor:
-        """What soft permutations add to the loss; zero while permutations are hard."""
-        return torch.zeros((), device=self.states[0].layer.values.device)
+        """What soft permutations add to the loss; zero where none is soft."""
+        penalty = self.hardening.penalty(self.steps)
+        if penalty is None:
+            return torch.zeros((), device=self.states[0].layer.values.device)
+        return penalty
 
     @property
     def exploration(self) -> float:
@@ -153,6 +172,7 @@ class DST:
             "put_off": self.put_off,
             "pending": self._pending,
             "generator": self.generator.get_state(),
+            "hardening": self.hardening.state_dict(),
             "layers": {
                 state.name: {
                     "pattern": repr(state.layer.pattern),
@@ -173,6 +193,7 @@ class DST:
         self._pending = state_dict["pending"]
         self._optimizer_stepped = False
         self.generator.set_state(state_dict["generator"])
+        self.hardening.load_state_dict(state_dict["hardening"])
         self._prepare_next_step()
         for state in self.states:
             saved = state_dict["layers"][state.name]
@@ -198,6 +219,7 @@ class DST:
             saved, present = state_dict["layers"][state.name]["pattern"], state.layer.pattern
             if saved != repr(present):
                 raise ValueError(f"{state.name}: the state is of {saved}, the layer has {present}")
+        self.hardening.check_state(state_dict["hardening"])
 
     def _due(self, step: int) -> bool:
         return self._pending or (step % self.delta_t == 0 and step < self.t_end)
@@ -215,6 +237,8 @@ class DST:
     def _before_optimizer_step(self) -> None:
         for state in self.states:
             added = self.method.added_parameters(state.layer)
+            if state.layer.soft_perm is not None:
+                added = [*added, state.layer.soft_perm]
             agreement.average_gradients(added, self.process_group)
 
     def _after_optimizer_step(self) -> None:
@@ -223,6 +247,7 @@ class DST:
         if found_inf is not None and bool(found_inf):
             return
         self._optimizer_stepped = True
+        self.hardening.project()
         if self.method.needs_gradient and self._due(self.steps + 1):
             for state in self.states:
                 state.capture_gradient(getattr(self.optimizer, "grad_scale", None))
@@ -232,7 +257,7 @@ class DST:
             slots(self.optimizer, f"{state.name}.values", state.layer.values)
 
     @torch.no_grad()
-    def _update(self) -> bool:
+    def _update(self, soft: SoftUpdate | None) -> bool:
         if agreement.world_size(self.process_group) > 1 and self.method.needs_growth:
             for state in self.states:
                 agreement.merge_growth(state, self.process_group)
@@ -240,6 +265,8 @@ class DST:
         fraction = self.schedule(self.steps, self.t_end, self.drop_fraction)
         scored = [(state, self._scores(state)) for state in reached]
         if self._put_off(scored):
+            if soft is not None:
+                self._finish(Update(self.steps, 0.0, (), (), soft))
             return False
         self._pending = False
         choices = [self._choose(state, scores, fraction) for state, scores in scored]
@@ -247,7 +274,7 @@ class DST:
             self._apply(state, choice) for state, choice in zip(reached, choices, strict=True)
         ]
         missed = tuple(s.name for s in self.states if not any(s is r for r in reached))
-        update = Update(self.steps, fraction, tuple(layers), missed)
+        update = Update(self.steps, fraction, tuple(layers), missed, soft)
         self._finish(update)
         return update.grown > 0
 

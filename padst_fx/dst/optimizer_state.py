@@ -69,7 +69,7 @@ def move_to_own_group(
     """Put named parameters into one last group of their own, taking them from where they are.
 
     So the groups are the same whether an optimizer was built before or after the parameters
-    came to be, and a saved optimizer state fits both.
+    came to be, and a saved optimizer state fits both. Without parameters the group is empty.
     """
     moving = {id(parameter) for parameter in parameters.values()}
     for group in optimizer.param_groups:
@@ -81,3 +81,15 @@ def move_to_own_group(
     named = any("param_names" in group for group in optimizer.param_groups)
     listed = list(parameters.items()) if named else list(parameters.values())
     optimizer.add_param_group({"params": listed, **settings})
+
+
+def forget(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> None:
+    """Take parameters out of the optimizer with their state; their groups stay, maybe empty."""
+    leaving = {id(parameter): parameter for parameter in parameters}
+    for group in optimizer.param_groups:
+        kept = [i for i, parameter in enumerate(group["params"]) if id(parameter) not in leaving]
+        for key in ("params", "param_names"):
+            if key in group:
+                group[key] = [group[key][i] for i in kept]
+    for parameter in leaving.values():
+        optimizer.state.pop(parameter, None)

@@ -22,16 +22,33 @@ class LayerUpdate:
 
 
 @dataclass(frozen=True)
+class SoftUpdate:
+    """What an update found of the soft permutations.
+
+    `penalties`: of each layer that was soft before it, per row and column (0 on a permutation);
+    `hardened` names those hardened by it; `events` counts the updates so far that hardened
+    layers, `put_off` the layers so far that could not be hardened for entries not finite.
+    """
+
+    penalties: dict[str, float]
+    hardened: tuple[str, ...]
+    events: int
+    put_off: int
+
+
+@dataclass(frozen=True)
 class Update:
     """An update: the step it happened at, the drop fraction there, and every layer's part.
 
-    `skipped` names the layers for which no score had arrived.
+    `skipped` names the layers for which no score had arrived; `soft` is None where no
+    permutation was soft. An update that changed permutations alone has no layers.
     """
 
     step: int
     drop_fraction: float
     layers: tuple[LayerUpdate, ...]
     skipped: tuple[str, ...]
+    soft: SoftUpdate | None = None
 
     @property
     def dropped(self) -> int:

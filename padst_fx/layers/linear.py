@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeGuard
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from padst_fx.kernels.precision import accumulation_dtype
@@ -19,15 +20,18 @@ from padst_fx.permutation import (
     permute_columns,
     unpermute_columns,
 )
+from padst_fx.soft_permutation import near_identity_
 from padst_fx.structures import Pattern, Structure, parse_structure
 from padst_fx.structures.diag import DiagPattern
 
 
 class SparseLinear(nn.Module):
-    """`y = S (Pi x) + b`, a drop-in for `nn.Linear`.
+    """`y = S (Pi x) + b`, a drop-in for `nn.Linear`; `y = S (M x) + b` while `Pi` is soft.
 
-    Parameters: `values`, the active weights in the structure's own layout, and `bias`
-    `[out_features]` or None. Buffers: `index`, where the values lie, and `perm`, int32
+    Parameters: `values`, the active weights in the structure's own layout, `bias`
+    `[out_features]` or None, and `soft_perm`, the matrix `M` `[in_features, in_features]` of a
+    soft permutation until it is hardened, else None; it asks for no gradient until a
+    `padst_fx.DST` trains it. Buffers: `index`, where the values lie, and `perm`, int32
     `[in_features]` or of length 0 for the identity. Shapes, dtypes and addresses never change;
     `padst_fx.DST` writes into them. The attribute `probe` is neither: a tensor that no forward
     reads, whose `requires_grad` makes a step a scoring one and whose gradient is the growth score.
@@ -40,6 +44,7 @@ class SparseLinear(nn.Module):
     values: nn.Parameter
     bias: nn.Parameter | None
     alpha: nn.Parameter | None
+    soft_perm: nn.Parameter | None
     index: Tensor
     perm: Tensor
     absent: Tensor
@@ -77,6 +82,9 @@ class SparseLinear(nn.Module):
         self.register_buffer("index", index)
         length = permutation_length(permutation, in_features)
         self.register_buffer("perm", torch.empty(length, dtype=torch.int32, device=device))
+        self.register_parameter("soft_perm", None)
+        if permutation == "soft":
+            self.soften()
         self.register_buffer("absent", absent, persistent=False)
         self.renew_probe()
         self.reset_parameters()
@@ -90,6 +98,8 @@ class SparseLinear(nn.Module):
         """
         self.index.copy_(self.pattern.index_from_units(self.pattern.random_units(generator)))
         self.perm.copy_(draw_permutation(self.permutation, self.in_features, generator))
+        if self.soft_perm is not None:
+            near_identity_(self.soft_perm)
         bound = (self.out_features / self.pattern.nonzeros) ** 0.5
         self.values.uniform_(-bound, bound, generator=generator)
         if self.index.dtype == torch.bool:
@@ -162,6 +172,30 @@ class SparseLinear(nn.Module):
             self.temperature = torch.ones((), dtype=alpha.dtype, device=alpha.device)
         return self.alpha
 
+    @torch.no_grad()
+    def soften(self) -> None:
+        """Give a layer of the kind "soft" its matrix, near the identity, if it has none.
+
+        Raises `ValueError` for another kind.
+        """
+        if self.permutation != "soft":
+            raise ValueError(f"only a soft permutation has a matrix, got {self.permutation!r}")
+        if self.soft_perm is None:
+            matrix = self.values.new_empty(self.in_features, self.in_features)
+            self.soft_perm = nn.Parameter(near_identity_(matrix), requires_grad=False)
+
+    @torch.no_grad()
+    def harden(self, perm: Tensor) -> None:
+        """Read through the index `perm` from now on; the soft matrix goes.
+
+        A compiled forward is compiled anew. Raises `ValueError`, with nothing changed, if `perm`
+        is not a permutation of the inputs.
+        """
+        if len(perm) != len(self.perm) or not is_permutation(perm):
+            raise ValueError(f"not a permutation of {self.in_features} inputs: {perm}")
+        self.perm.copy_(perm)
+        self.soft_perm = None
+
     def to_dense(self) -> nn.Module:
         """A dense module of the original class that computes the same."""
         dense = self.dense_form.build(self.dense_weight(), self.bias)
@@ -175,6 +209,8 @@ class SparseLinear(nn.Module):
     def dense_weight(self) -> Tensor:
         """The effective weight `[out_features, in_features]`."""
         structured = self.pattern.dense(self.effective_values(), self.index)
+        if self.soft_perm is not None:
+            return structured @ self.soft_perm
         return permute_columns(structured, self.perm)
 
     def effective_values(self) -> Tensor:
@@ -192,9 +228,12 @@ class SparseLinear(nn.Module):
                 f"got shape {tuple(x.shape)}"
             )
         bias = self.absent if self.bias is None else self.bias
-        y = self.pattern.linear(x, self.effective_values(), self.index, self.perm, bias)
+        perm = self.perm
+        if self.soft_perm is not None:
+            x, perm = F.linear(x, self.soft_perm), perm[:0]
+        y = self.pattern.linear(x, self.effective_values(), self.index, perm, bias)
         if self.probe.requires_grad:
-            y = self.pattern.probe(y, x, self.index, self.perm, self.probe)
+            y = self.pattern.probe(y, x, self.index, perm, self.probe)
         return y
 
     @property
@@ -209,6 +248,12 @@ class SparseLinear(nn.Module):
     def sparsity(self) -> float:
         """The sparsity really had, after rounding to whole units."""
         return self.pattern.sparsity
+
+    @property
+    def permutation_state(self) -> str:
+        """The kind of permutation, and of a soft one whether it is hard by now."""
+        hardened = self.permutation == "soft" and self.soft_perm is None
+        return "soft, hardened" if hardened else self.permutation
 
     def renew_probe(self) -> None:
         """A new probe, without hooks and not asking for scores."""
@@ -239,6 +284,13 @@ class SparseLinear(nn.Module):
         self._follow_values()
         return self
 
+    def be_soft(self, soft: bool) -> None:
+        """Have a soft matrix or none, as a state about to be loaded has."""
+        if soft:
+            self.soften()
+        else:
+            self.soft_perm = None
+
     def topology_fault(self, index: Tensor, perm: Tensor) -> str | None:
         """What is wrong with an index and a permutation of this layer's shapes, if anything.
 
@@ -259,6 +311,8 @@ class SparseLinear(nn.Module):
             fault = self.topology_fault(index, perm)
         if fault:
             raise ValueError(f"cannot load {prefix.rstrip('.') or 'the layer'}: {fault}")
+        if self.permutation == "soft" and f"{prefix}perm" in state_dict:
+            self.be_soft(f"{prefix}soft_perm" in state_dict)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         if self.absent.device != self.values.device or self.absent.dtype != self.values.dtype:
             self._follow_values()
@@ -272,7 +326,7 @@ class SparseLinear(nn.Module):
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "
             f"bias={self.bias is not None}, {self.pattern.structure}, "
-            f"sparsity={self.sparsity:.4f}, permutation={self.permutation}"
+            f"sparsity={self.sparsity:.4f}, permutation={self.permutation_state}"
         )
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import padst_fx
-from padst_fx import DST, NM, Block
+from padst_fx import DST, NM, Block, SoftPermutation
 
 STEPS = 8
 BATCH = 8
@@ -23,11 +23,15 @@ CASES = [
 ]
 
 
-def make(structure) -> nn.Module:
+SOFT_CASES = [("diag", "set"), (Block(4), "rigl")]
+HARDEN_AT = 6
+
+
+def make(structure, permutation="random") -> nn.Module:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16), nn.Linear(16, 4))
     sparsity = 0.5 if isinstance(structure, NM) else 0.75
-    return padst_fx.sparsify(model.double(), structure, sparsity, permutation="random")
+    return padst_fx.sparsify(model.double(), structure, sparsity, permutation=permutation)
 
 
 def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -37,17 +41,20 @@ def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
     return x, torch.randn(BATCH, 4, generator=generator, dtype=torch.float64)
 
 
-def train(structure, method: str, rank: int, world: int) -> list[dict[str, torch.Tensor]]:
+def train(
+    structure, method: str, rank: int, world: int, permutation: str = "random"
+) -> list[dict[str, torch.Tensor]]:
     """State dicts after every step."""
-    model = make(structure)
+    model = make(structure, permutation)
     run = DistributedDataParallel(model) if world > 1 else model
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
-    dst = DST(model, optimizer, method, delta_t=2, t_end=1000)
+    soft = SoftPermutation(harden_at=HARDEN_AT, threshold=0.0) if permutation == "soft" else None
+    dst = DST(model, optimizer, method, delta_t=2, t_end=1000, soft=soft)
     states = []
     for step in range(1, STEPS + 1):
         x, y = batch(step)
         mine = slice(rank * BATCH // world, (rank + 1) * BATCH // world)
-        nn.functional.mse_loss(run(x[mine]), y[mine]).backward()
+        (nn.functional.mse_loss(run(x[mine]), y[mine]) + dst.penalty()).backward()
         optimizer.step()
         optimizer.zero_grad()
         dst.step()
@@ -61,6 +68,8 @@ def main() -> None:
     rank, world = dist.get_rank(), dist.get_world_size()
     seen = {f"{structure} {method}": train(structure, method, rank, world)
             for structure, method in CASES}  # fmt: skip
+    for structure, method in SOFT_CASES:
+        seen[f"{structure} {method} soft"] = train(structure, method, rank, world, "soft")
     torch.save(seen, os.path.join(sys.argv[1], f"{rank}.pt"))
     dist.destroy_process_group()
 
