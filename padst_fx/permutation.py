@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-PERMUTATIONS = ("identity", "random")
+PERMUTATIONS = ("identity", "random", "learned")
 
 
 def check_permutation(kind: str) -> str:
@@ -27,6 +27,8 @@ def draw_permutation(
     """A permutation of its kind, int32 of `permutation_length(kind, features)`."""
     if permutation_length(kind, features) == 0:
         return torch.empty(0, dtype=torch.int32, device="cpu")
+    if kind == "learned":
+        return torch.arange(features, dtype=torch.int32, device="cpu")
     return torch.randperm(features, generator=generator, dtype=torch.int32, device="cpu")
 
 
