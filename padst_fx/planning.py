@@ -23,7 +23,6 @@ from padst_fx.structures import NM, Pattern, Structure, StructureError, parse_st
 from padst_fx.structures.base import check_sparsity
 from padst_fx.tables import render
 
-
 COLUMNS = ("name", "role", "shape", "structure", "sparsity", "start")
 RETAINED_COLUMNS = ("kept without permutation", "kept")
 

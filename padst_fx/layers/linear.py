@@ -126,8 +126,8 @@ class SparseLinear(nn.Module):
 
         `init="magnitude"` keeps the strongest units of the weight, `"random"` draws units and
         values afresh. `perm` `[in]` is what a "learned" permutation starts from, the identity
-        if not given; `norms` are those of `load_dense`. The bias is kept either way, with device, dtype, training mode and
-        `requires_grad`.
+        if not given; `norms` are those of `load_dense`. The bias is kept either way, with device,
+        dtype, training mode and `requires_grad`.
         """
         if init not in ("magnitude", "random"):
             raise ValueError(f"unknown init {init!r}; valid: 'magnitude', 'random'")

@@ -10,8 +10,8 @@ from padst_fx.structures.block import BlockPattern
 ROUNDS = 2
 
 
-def clustered(pattern: BlockPattern, size: Tensor) -> list[Tensor]:
-    """One permutation: block columns filled one after the other.
+def clustered(pattern: BlockPattern, size: Tensor) -> Tensor:
+    """A permutation that fills block columns one after the other.
 
     Each takes, of the columns that are left, the one of most energy and those most like it
     (by the cosine of their profiles over block rows), then those most like all of these.
@@ -30,4 +30,4 @@ def clustered(pattern: BlockPattern, size: Tensor) -> list[Tensor]:
             centre = direction[:, chosen].sum(1)
         left[chosen] = False
         filled.append(chosen)
-    return [torch.cat(filled)]
+    return torch.cat(filled)

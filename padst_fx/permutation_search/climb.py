@@ -10,7 +10,7 @@ from padst_fx.permutation_search.objective import retained_share
 from padst_fx.structures import Pattern
 
 ROUNDS = 30
-LEAST_GAIN = 1e-4
+LEAST_GAIN = 3e-4
 
 
 def climb(

@@ -13,30 +13,29 @@ from torch import Tensor
 from padst_fx.permutation_search.assignment import greedy, sureness
 from padst_fx.structures.diag import DiagPattern
 
-REFERENCES = 2
-GROWTH = 4
+GROWTH = 3
+SETTLING = 5
 
 
-def aligned(pattern: DiagPattern, size: Tensor) -> list[Tensor]:
-    """One permutation per reference: the `REFERENCES` columns of most energy."""
-    grain = pattern.structure.width
-    tiles = size.square().unflatten(0, (-1, grain)).sum(1).sqrt()
-    references = tiles.norm(dim=0).argsort(descending=True, stable=True)[:REFERENCES]
-    return [_align(pattern, tiles, reference) for reference in references]
+def aligned(pattern: DiagPattern, size: Tensor) -> Tensor:
+    """A permutation that lays all columns along the one of most energy.
 
-
-def _align(pattern: DiagPattern, tiles: Tensor, reference: Tensor) -> Tensor:
-    """Estimates are made from the surest columns only, `GROWTH` times as many in each round."""
-    width, slots = pattern.structure.width, tiles.shape[1] // pattern.structure.width
-    gain = _agreement(pattern, tiles, _first_estimate(pattern, tiles[:, reference]))
+    Estimates are made from the surest columns only, `GROWTH` times as many in each round, then
+    from all in `SETTLING` more rounds.
+    """
+    width = pattern.structure.width
+    tiles = size.square().unflatten(0, (-1, width)).sum(1).sqrt()
+    spectra = torch.fft.rfft(tiles, n=pattern.diagonals, dim=0)
+    slots = tiles.shape[1] // width
+    reference = tiles.norm(dim=0).argmax()
+    gain = _agreement(pattern, spectra, _first_estimate(pattern, tiles[:, reference]))
     gain = gain.roll(_turn(gain, slots), dims=0)[:slots]
-    perm = greedy(gain, width)
-    trusted = GROWTH
-    while trusted < GROWTH * len(perm):
-        weight = _diagonal_means(pattern, tiles, perm, _surest(gain, trusted))
-        gain = _agreement(pattern, tiles, weight)[:slots]
-        perm = greedy(gain, width)
+    perm, trusted = greedy(gain, width), 1
+    while trusted < len(perm) * GROWTH**SETTLING:
         trusted *= GROWTH
+        weight = _diagonal_means(pattern, tiles, perm, _surest(gain, trusted))
+        gain = _agreement(pattern, spectra, weight)[:slots]
+        perm = greedy(gain, width)
     return perm
 
 
@@ -48,14 +47,12 @@ def _first_estimate(pattern: DiagPattern, column: Tensor) -> Tensor:
     return weight
 
 
-def _agreement(pattern: DiagPattern, tiles: Tensor, weight: Tensor) -> Tensor:
+def _agreement(pattern: DiagPattern, spectra: Tensor, weight: Tensor) -> Tensor:
     """`[P, features]`: the sum of a column over rows, each times its diagonal's weight, at each
-    of P positions around the circle; by FFT."""
-    count = pattern.diagonals
-    columns = torch.fft.rfft(tiles, n=count, dim=0)
-    spectrum = torch.fft.rfft(weight, n=count)[:, None]
-    product = columns * spectrum.conj() if pattern.tall else columns * spectrum
-    return torch.fft.irfft(product, n=count, dim=0)
+    of P positions around the circle; `spectra` are the columns' Fourier transforms."""
+    spectrum = torch.fft.rfft(weight)[:, None]
+    product = spectra * spectrum.conj() if pattern.tall else spectra * spectrum
+    return torch.fft.irfft(product, n=pattern.diagonals, dim=0)
 
 
 def _turn(gain: Tensor, slots: int) -> int:
@@ -65,8 +62,8 @@ def _turn(gain: Tensor, slots: int) -> int:
     if slots == count:
         return 0
     wanted = torch.bincount(gain.argmax(dim=0), minlength=count)
-    summed = torch.cat((wanted, wanted)).cumsum(0)
-    inside = summed[slots - 1 : slots - 1 + count] - torch.cat((wanted.new_zeros(1), summed))[:count]
+    summed = torch.cat((wanted.new_zeros(1), wanted, wanted)).cumsum(0)
+    inside = summed[slots : slots + count] - summed[:count]
     return -int(inside.argmax())
 
 

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from padst_fx.permutation_search.assignment import parts, reassign
-from padst_fx.permutation_search.conflicts import apart
 from padst_fx.structures.nm import NMPattern
+
+POWER_STEPS = 4
+TINY = torch.finfo(torch.float32).tiny
 
 
 def exchange(
@@ -30,8 +32,8 @@ def exchange(
             reassign(perm, positions, _gains(pattern, energy, perm, positions, rest))
 
 
-def grown(pattern: NMPattern, size: Tensor, generator: torch.Generator) -> list[Tensor]:
-    """One permutation: windows built up feature by feature, those of most energy first."""
+def grown(pattern: NMPattern, size: Tensor, generator: torch.Generator) -> Tensor:
+    """A permutation that builds windows up feature by feature, those of most energy first."""
     energy = _energy(pattern, size)
     perm = torch.empty(pattern.in_features, dtype=torch.int64, device=size.device)
     slot = torch.arange(pattern.in_features, device=size.device) % pattern.m
@@ -41,7 +43,35 @@ def grown(pattern: NMPattern, size: Tensor, generator: torch.Generator) -> list[
         for positions in parts((slot == joining).nonzero().view(-1), generator):
             gain = _gains(pattern, energy, perm, positions, slot < joining)
             reassign(perm, positions, gain)
-    return [perm]
+    return perm
+
+
+def apart(pattern: NMPattern, size: Tensor) -> Tensor:
+    """A permutation that fills windows one after the other with features seldom heavy together.
+
+    Each takes, of what is left, the feature of most energy and those that are least in its way
+    and in one another's: the first of a few power iterations on the affinities, from it on.
+    """
+    heights = _energy(pattern, size).sqrt()
+    strength = heights.norm(dim=0)
+    heights = heights / strength.clamp_min(TINY)
+    conflict = heights.t() @ heights
+    affinity = (conflict.mean() - conflict).clamp_min_(0)
+    left = torch.ones_like(strength, dtype=torch.bool)
+    filled: list[Tensor] = []
+    for window in range(pattern.windows):
+        first = strength.masked_fill(~left, -1).argmax()
+        weight = affinity[first] * left
+        for _ in range(POWER_STEPS):
+            weight = weight * (affinity @ weight)
+            weight = weight / weight.amax().clamp_min(TINY)
+        weight = weight.masked_fill(~left, -1)
+        weight[first] = torch.inf
+        length = min(pattern.m, pattern.in_features - window * pattern.m)
+        chosen = weight.argsort(descending=True, stable=True)[:length]
+        left[chosen] = False
+        filled.append(chosen)
+    return torch.cat(filled)
 
 
 def _energy(pattern: NMPattern, size: Tensor) -> Tensor:
@@ -62,8 +92,3 @@ def _gains(
     # The sum of max(a - b, 0) is half the sum of a - b and |a - b|.
     difference = joining.sum(1) - least.sum(1)[:, None]
     return (difference + torch.cdist(least, joining, p=1)) / 2
-
-
-def spread_out(pattern: NMPattern, size: Tensor) -> list[Tensor]:
-    sizes = [min(pattern.m, pattern.in_features - first) for first in range(0, pattern.in_features, pattern.m)]
-    return [apart(_energy(pattern, size), sizes)]
