@@ -98,7 +98,7 @@ def run(settings: Settings) -> Table:
         ]
     return Table(
         name="post_training",
-        title="digits ViT made sparse without further training: test accuracy, weights' energy kept",
+        title="digits ViT made sparse without further training: accuracy, weights' energy kept",
         rows=rows,
         shown=_shown(rows),
     )
