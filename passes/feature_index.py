@@ -29,6 +29,16 @@ def last_axis_index(indices: Any, features: int | torch.SymInt, dimensions: int)
     return index if whole else None
 
 
+def known_permutations(graph: Graph) -> set[Node]:
+    """Every node that is a permutation by contract: one of our ops takes it as its `perm`."""
+    ours = (
+        node
+        for node in graph.nodes
+        if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "padst"
+    )
+    return {perm for node in ours if isinstance(perm := arguments(node).get("perm"), Node)}
+
+
 def reads_through(user: Node, source: Node) -> bool:
     """Whether `user` is one of our ops that reads `source` through its own `perm`, and only so."""
     target = user.target
@@ -64,13 +74,9 @@ class Composer:
         return self.made[index, perm]
 
     def _make(self, index: Node, perm: Node) -> Node:
-        own, read = value(perm), value(index)
-        assert own is not None and read is not None
+        own = value(perm)
+        assert own is not None
         if own.shape[0] > 0:
             index = call(self.graph, aten.index.Tensor, (index, [perm]), like=perm)
-        # aten.index takes negative entries, kernels do not; others too large stay errors.
-        negative = call(self.graph, aten.lt.Scalar, (index, 0), like=perm)
-        raised = call(self.graph, aten.add.Tensor, (index, read.shape[0]), like=perm)
-        index = call(self.graph, aten.where.self, (negative, raised, index), like=perm)
         to_int = torch.ops.prims.convert_element_type.default
         return call(self.graph, to_int, (index, torch.int32), like=perm)

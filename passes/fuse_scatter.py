@@ -8,7 +8,13 @@ from typing import Any, ClassVar
 import torch
 from torch.fx import Graph, Node
 
-from padst_fx.passes.feature_index import Composer, aten, last_axis_index, permuted
+from padst_fx.passes.feature_index import (
+    Composer,
+    aten,
+    known_permutations,
+    last_axis_index,
+    permuted,
+)
 from padst_fx.passes.projection_op import arguments, value
 
 
@@ -26,7 +32,7 @@ class FuseScatter:
 
     def apply(self, graph: Graph) -> int:
         matches, composer = 0, Composer(graph)
-        permutations = _permutations(graph)
+        permutations = known_permutations(graph)
         for node in graph.find_nodes(op="call_function", target=aten.index_put.default):
             zeros, indices, gradient, *accumulate = node.args
             tensor = value(zeros)
@@ -36,6 +42,7 @@ class FuseScatter:
             leaves = _input_grads(gradient, node)
             if index not in permutations or not leaves:
                 continue
+            assert index is not None
             for leaf in sorted(leaves):
                 perm = composer.compose(index, arguments(leaf)["perm"], before=leaf)
                 leaf.replace_all_uses_with(permuted(leaf, perm))
@@ -44,16 +51,6 @@ class FuseScatter:
             graph.erase_node(node)
             matches += 1
         return matches
-
-
-def _permutations(graph: Graph) -> set[Node]:
-    """Every node that one of our ops takes for a permutation."""
-    ours = (
-        node
-        for node in graph.nodes
-        if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "padst"
-    )
-    return {perm for node in ours if isinstance(perm := arguments(node).get("perm"), Node)}
 
 
 def _is_zero(node: Any) -> bool:

@@ -50,7 +50,8 @@ class PassManager(CustomGraphPass):
 
     `required` names passes that must rewrite something: RuntimeError if one of them matched
     nothing in the forward (or inference) graph, or in the joint one. The backward graph has none
-    of the patterns in an ordinary model and is not asked. `require_any` asks the same of all passes together.
+    of the patterns in an ordinary model and is not asked. `require_any` asks the same of all
+    passes together.
     """
 
     def __init__(
