@@ -22,6 +22,8 @@ from benchmarks import (
     machine,
     memory,
     models,
+    permutation_search,
+    post_training,
     results_file,
     training,
     updates,
@@ -38,6 +40,8 @@ TABLES: dict[str, Callable[[Settings], Table]] = {
     "updates": updates.run,
     "memory": memory.run,
     "cold-start": cold_start.run,
+    "permutation-search": permutation_search.run,
+    "post-training": post_training.run,
 }
 QUICK_FOLDER = Path("build/benchmarks")
 QUICK_ROUNDS, ROUNDS = 5, 20

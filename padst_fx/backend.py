@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, get_origin
 import torch
 
 if TYPE_CHECKING:
+    from torch._inductor.custom_graph_pass import CustomGraphPass
+
     from padst_fx.passes import PassManager
     from padst_fx.structures import Structure
 
@@ -37,7 +39,7 @@ def padst(
 
     - `inner`: what follows the passes. "inductor" (default); "aot_eager", the rewritten forward
       and backward graphs run eagerly; "eager", the untouched Dynamo graph run eagerly.
-    - `fuse_bias`, `fuse_activation` (True): switch a pass off.
+    - `fuse_scatter`, `fuse_gather`, `fuse_bias`, `fuse_activation` (True): switch a pass off.
     - `strict` (False): raise when a requested fusion matched nothing in the forward graph. A
       fusion is requested by setting it to True by name; if none is, one match of any is enough.
     - `structure`, `sparsity`: sparsify the linear projections of a dense model, once, for
@@ -151,12 +153,13 @@ def _compile(
 
 
 def _pass_manager(settings: Settings) -> PassManager:
-    from padst_fx.passes import PassManager, build_pipeline
+    from padst_fx.passes import PassManager, build_joint_pipeline, build_pipeline
 
     disabled = [name for name, on in settings.fusions.items() if not on]
     requested = [name for name, on in settings.fusions.items() if on]
     return PassManager(
         build_pipeline(disabled),
+        joint_passes=build_joint_pipeline(disabled),
         required=requested if settings.strict else (),
         require_any=settings.strict and not requested,
     )
@@ -169,24 +172,27 @@ def _compile_inductor(
     from torch._inductor.async_compile import maybe_warm_pool
     from torch._inductor.compile_fx import compile_fx
 
+    from padst_fx.passes.pass_manager import JointPasses
+
     maybe_warm_pool()
-    key = "post_grad_custom_pre_pass"
-    users = settings.inductor.get(key, getattr(config, key))
-    patches = {**settings.inductor, key: _after(users, manager)}
+    patches = dict(settings.inductor)
+    ours = {"joint_custom_pre_pass": JointPasses(manager), "post_grad_custom_pre_pass": manager}
+    for key, own in ours.items():
+        patches[key] = _after(settings.inductor.get(key, getattr(config, key)), own)
     return compile_fx(gm, example_inputs, config_patches=patches)  # type: ignore[return-value]
 
 
-def _after(users: Any, manager: PassManager) -> Any:
+def _after(users: Any, own: CustomGraphPass) -> Any:
     """The user's own custom passes, if any, then ours."""
     if users is None:
-        return manager
+        return own
     from torch._inductor import custom_graph_pass
 
     from padst_fx.passes.pass_manager import PassChain
 
     if hasattr(custom_graph_pass, "get_custom_graph_passes"):
-        return (*custom_graph_pass.get_custom_graph_passes(users), manager)
-    return PassChain((users, manager))
+        return (*custom_graph_pass.get_custom_graph_passes(users), own)
+    return PassChain((users, own))
 
 
 def _compile_aot_eager(
@@ -202,9 +208,18 @@ def _compile_aot_eager(
         module.recompile()
         return make_boxed_func(module.forward)
 
+    def run_inference(module: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+        manager.run_joint(module.graph)
+        return run_eagerly(module, inputs)
+
+    def partition(module: torch.fx.GraphModule, *args: Any, **kwargs: Any) -> Any:
+        manager.run_joint(module.graph)
+        return min_cut_rematerialization_partition(module, *args, **kwargs)
+
     return aot_autograd(
         fw_compiler=run_eagerly,
+        inference_compiler=run_inference,
         decompositions=select_decomp_table(),
-        partition_fn=min_cut_rematerialization_partition,
+        partition_fn=partition,
         keep_inference_input_mutations=True,
     )(gm, example_inputs)

@@ -19,6 +19,12 @@ def check_init(init: str) -> str:
     return init
 
 
+def magnitudes(weight: Tensor, norms: Tensor | None = None) -> Tensor:
+    """`|W[i, c]|`, or Wanda's `|W[i, c]| * norms[c]` (arXiv:2306.11695, section 3), float32."""
+    size = weight.detach().float().abs()
+    return size if norms is None else size * norms.to(size)
+
+
 @torch.no_grad()
 def looks_fresh(weight: Tensor) -> bool:
     """Whether an `[out, in]` weight looks like independent draws of one distribution.

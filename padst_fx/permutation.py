@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-PERMUTATIONS = ("identity", "random", "soft")
+PERMUTATIONS = ("identity", "random", "learned", "soft")
 
 
 def check_permutation(kind: str) -> str:
@@ -26,7 +26,7 @@ def draw_permutation(
 ) -> Tensor:
     """A permutation of its kind, int32 of `permutation_length(kind, features)`.
 
-    A soft one is the identity until it is hardened.
+    Learned ones start from the identity, and soft ones are the identity until they are hardened.
     """
     length = permutation_length(kind, features)
     if kind != "random":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,25 +12,36 @@ from padst_fx import distribution as distributions
 from padst_fx import selection
 from padst_fx.cost import CostModel, check_tokens, counted
 from padst_fx.distribution import Distribution
-from padst_fx.initialization import check_init, looks_fresh
+from padst_fx.initialization import check_init, looks_fresh, magnitudes
 from padst_fx.layers.attention import PROJECTIONS
 from padst_fx.layers.dense import DenseForm
 from padst_fx.layers.linear import SparseLinear
 from padst_fx.permutation import check_permutation
+from padst_fx.permutation_search import Calibration, Retained, input_norms, search
 from padst_fx.projections import Projection, find_projections
 from padst_fx.structures import NM, Pattern, Structure, StructureError, parse_structure
 from padst_fx.structures.base import check_sparsity
 from padst_fx.tables import render
 
+COLUMNS = ("name", "role", "shape", "structure", "sparsity", "start")
+RETAINED_COLUMNS = ("kept without permutation", "kept")
+
 
 @dataclass(frozen=True)
 class PlanEntry:
-    """One projection: the pattern and start it gets, or the reason why it stays dense."""
+    """One projection: the pattern and start it gets, or the reason why it stays dense.
+
+    `norms` are those of its inputs on the calibration batches; `perm` is the permutation that was
+    found for its weights, and `retained` what it keeps of them.
+    """
 
     projection: Projection
     pattern: Pattern | None = None
     init: str | None = None
     reason: str | None = None
+    norms: Tensor | None = field(default=None, repr=False, compare=False)
+    perm: Tensor | None = field(default=None, repr=False, compare=False)
+    retained: Retained | None = None
 
 
 @dataclass(frozen=True)
@@ -65,11 +76,18 @@ class Plan:
 
     def __str__(self) -> str:
         rows = [_row(entry) for entry in self.entries]
+        columns: tuple[str, ...] = COLUMNS
+        if any(entry.retained for entry in self.entries):
+            columns = (*COLUMNS, *RETAINED_COLUMNS)
+            rows = [
+                (*row, *_retained_cells(entry))
+                for row, entry in zip(rows, self.entries, strict=True)
+            ]
         title = (
             f"{len(self.replaced)} of {len(self)} projections become sparse "
             f"({self.sparsity:.2%} of their weights are dropped, permutation: {self.permutation})"
         )
-        return render(title, ("name", "role", "shape", "structure", "sparsity", "start"), rows)
+        return render(title, columns, rows)
 
 
 def _row(entry: PlanEntry) -> tuple[str, ...]:
@@ -78,6 +96,12 @@ def _row(entry: PlanEntry) -> tuple[str, ...]:
     if entry.pattern is None:
         return (*named, "dense", "", entry.reason or "")
     return (*named, str(entry.pattern.structure), f"{entry.pattern.sparsity:.4f}", entry.init or "")
+
+
+def _retained_cells(entry: PlanEntry) -> tuple[str, ...]:
+    if entry.retained is None:
+        return ("", "")
+    return (f"{entry.retained.identity:.2%}", f"{entry.retained.permuted:.2%}")
 
 
 def plan(
@@ -92,6 +116,7 @@ def plan(
     init: str = "auto",
     example_inputs: Any = None,
     skip_slower_at: int | None = None,
+    calibration: Calibration = None,
 ) -> Plan:
     """What `sparsify` with the same arguments would do; changes nothing.
 
@@ -108,6 +133,12 @@ def plan(
     take longer than the dense one stays dense, one asked for by name too; the reason has both
     times and how they are known (`padst_fx.cost.CostModel`, for the weight's device and dtype).
     "erk" then spreads its budget over the others.
+
+    Behind `permutation="learned"` the plan of a projection that starts from magnitudes has the
+    permutation found for them, and the shares of their energy (sum of squares) that the strongest
+    units keep with it and without. `calibration` is a tensor, a tuple of arguments or a dict of
+    keyword arguments for the model, or an iterable of such; the model is run on it, once, if
+    any projection starts from magnitudes.
 
     Raises `ValueError` for unknown names, globs that match nothing and values out of range, for
     a model without a projection to replace, for one already sparsified, for a projection asked
@@ -147,7 +178,31 @@ def plan(
         else entry
         for entry, target in zip(entries, among, strict=True)
     ]
+    if calibration is not None:
+        started = _calibrated(started, model, calibration)
+    if permutation == "learned":
+        started = [_searched(e, t.module) for e, t in zip(started, among, strict=True)]
     return Plan(tuple(started), permutation)
+
+
+def _calibrated(
+    entries: list[PlanEntry], model: nn.Module, calibration: Calibration
+) -> list[PlanEntry]:
+    """The entries that keep magnitudes, with the norms of their inputs."""
+    readers = [entry.projection for entry in entries if entry.init == "magnitude"]
+    norms = input_norms(model, readers, calibration) if readers else {}
+    return [replace(entry, norms=norms.get(entry.projection.name)) for entry in entries]
+
+
+def _searched(entry: PlanEntry, owner: nn.Module) -> PlanEntry:
+    """The entry with the permutation that keeps most, if it keeps any magnitudes."""
+    if entry.pattern is None or entry.init != "magnitude":
+        return entry
+    weight = _weight(owner, entry.projection)
+    if weight.is_meta:
+        return entry
+    perm, retained = search(entry.pattern, magnitudes(weight, entry.norms))
+    return replace(entry, perm=perm, retained=retained)
 
 
 def _default_sparsity(

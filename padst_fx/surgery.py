@@ -11,6 +11,7 @@ from padst_fx.distribution import Distribution
 from padst_fx.layers.attention import MultiheadAttention
 from padst_fx.layers.fast_path import bar_fast_paths
 from padst_fx.layers.linear import SparseLinear
+from padst_fx.permutation_search import Calibration
 from padst_fx.planning import Plan, PlanEntry, plan
 from padst_fx.structures import Structure
 
@@ -27,12 +28,15 @@ def sparsify(
     init: str = "auto",
     example_inputs: Any = None,
     skip_slower_at: int | None = None,
+    calibration: Calibration = None,
 ) -> nn.Module:
     """Replace the projections of `model` by structured-sparse ones, in place; returns the model.
 
     `structure` is a name ("diag", "block", "nm", "n:m", "unstructured") or a `Structure`;
-    `sparsity` the fraction of zeros in [0, 1). `permutation` is "identity", "random" or "soft"
-    (dense matrices that `DST` trains and hardens). `distribution` is "uniform", "erk",
+    `sparsity` the fraction of zeros in [0, 1). `permutation` is "identity", "random", "learned"
+    (`DST` moves it at updates) or "soft" (dense matrices that `DST` trains and hardens); a layer
+    that starts from trained weights behind a learned one gets the permutation and the units that
+    together keep most of them (`padst_fx.permutation_search`). `distribution` is "uniform", "erk",
     `{name or glob: sparsity}` or a callable. `include` and `exclude` are names or globs of
     modules, or callables `(module, name) -> bool`; the name of an `nn.MultiheadAttention` stands
     for its four projections. Heads stay dense unless asked for by
@@ -40,7 +44,8 @@ def sparsify(
     "auto": random for weights that look freshly drawn. With `example_inputs` (a tensor, a tuple of
     arguments or a dict of keyword arguments) the exported graph says which projection plays
     which role; else names and the module tree do. With `skip_slower_at` projections that are
-    predicted to be slower than dense at that many tokens stay dense.
+    predicted to be slower than dense at that many tokens stay dense. With `calibration`, a batch
+    or batches of inputs, weights count as much as they times the norm of the feature they read.
 
     Raises what `plan` raises, before anything is changed. Build the optimizer afterwards.
     """
@@ -57,6 +62,7 @@ def sparsify(
             init=init,
             example_inputs=example_inputs,
             skip_slower_at=skip_slower_at,
+            calibration=calibration,
         ),
     )
 
@@ -81,7 +87,14 @@ def apply_plan(model: nn.Module, decided: Plan) -> nn.Module:
 
 def _sparse_layer(dense: nn.Module, entry: PlanEntry, permutation: str) -> SparseLinear:
     assert entry.pattern is not None and entry.init is not None
-    layer = SparseLinear.from_dense(dense, entry.pattern, permutation=permutation, init=entry.init)
+    layer = SparseLinear.from_dense(
+        dense,
+        entry.pattern,
+        permutation=permutation,
+        init=entry.init,
+        perm=entry.perm,
+        norms=entry.norms,
+    )
     layer.role = entry.projection.role
     return layer
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from padst_fx.passes.graph_pass import GraphPass
 from padst_fx.passes.pass_manager import GraphReport, PassManager
-from padst_fx.passes.pipeline import PASS_NAMES, PIPELINE, build_pipeline
+from padst_fx.passes.pipeline import PASS_NAMES, PIPELINE, build_joint_pipeline, build_pipeline
 
 __all__ = [
     "PASS_NAMES",
@@ -16,5 +16,6 @@ __all__ = [
     "GraphPass",
     "GraphReport",
     "PassManager",
+    "build_joint_pipeline",
     "build_pipeline",
 ]

@@ -45,9 +45,13 @@ class PassManager(CustomGraphPass):
     is linted. `reports` holds one `GraphReport` per graph seen, so make one manager per compile.
     A graph that comes from a compile cache is not seen.
 
+    `joint_passes` run before, on forward and backward in one: Inductor calls them through
+    `JointPasses`, others through `run_joint`.
+
     `required` names passes that must rewrite something: RuntimeError if one of them matched
-    nothing in the forward (or inference) graph. The backward graph has none of the patterns in
-    an ordinary model and is not asked. `require_any` asks the same of all passes together.
+    nothing in the forward (or inference) graph, or in the joint one. The backward graph has none
+    of the patterns in an ordinary model and is not asked. `require_any` asks the same of all
+    passes together.
     """
 
     def __init__(
@@ -55,12 +59,14 @@ class PassManager(CustomGraphPass):
         passes: Iterable[GraphPass],
         required: Collection[str] = (),
         require_any: bool = False,
+        joint_passes: Iterable[GraphPass] = (),
     ) -> None:
         self.passes = tuple(passes)
+        self.joint_passes = tuple(joint_passes)
         self.required = tuple(required)
         self.require_any = require_any
         self.reports: list[GraphReport] = []
-        names = [graph_pass.name for graph_pass in self.passes]
+        names = [graph_pass.name for graph_pass in (*self.joint_passes, *self.passes)]
         missing = [name for name in self.required if name not in names]
         if missing:
             raise ValueError(f"required passes {missing} are not among the passes {names}")
@@ -74,19 +80,27 @@ class PassManager(CustomGraphPass):
         return total
 
     def __call__(self, graph: Graph) -> None:
-        report = GraphReport(_kind(graph), {}, {})
-        for position, graph_pass in enumerate(self.passes):
+        report = self._run_all(self.passes, graph, _kind(graph))
+        if report.kind == "forward":
+            self._check_required(report)
+
+    def run_joint(self, graph: Graph) -> None:
+        """The joint passes, on forward and backward in one (or on an inference graph)."""
+        self._run_all(self.joint_passes, graph, "joint")
+
+    def _run_all(self, passes: tuple[GraphPass, ...], graph: Graph, kind: str) -> GraphReport:
+        report = GraphReport(kind, {}, {})
+        for position, graph_pass in enumerate(passes):
             start = time.perf_counter()
             report.counts[graph_pass.name] = self._run(position, graph_pass, graph)
             report.milliseconds[graph_pass.name] = 1e3 * (time.perf_counter() - start)
         self.reports.append(report)
         log.info("%s", report)
-        if report.kind == "forward":
-            self._check_required(report)
+        return report
 
     def uuid(self) -> str:
         """A key of everything a rewritten graph depends on: all sources, passes, strictness."""
-        configuration = (self.passes, self.required, self.require_any)
+        configuration = (self.joint_passes, self.passes, self.required, self.require_any)
         sources = source_hash.hash_files(source_hash.source_files())
         return hashlib.sha256(f"{sources} {configuration!r}".encode()).hexdigest()
 
@@ -105,17 +119,33 @@ class PassManager(CustomGraphPass):
         return count
 
     def _check_required(self, report: GraphReport) -> None:
-        unmatched = [name for name in self.required if not report.counts[name]]
+        joint = (earlier.counts for earlier in self.reports if earlier.kind == "joint")
+        counts = sum(map(Counter, joint), Counter(report.counts))
+        unmatched = [name for name in self.required if not counts[name]]
         if unmatched:
             raise RuntimeError(
                 f"strict=True: {', '.join(unmatched)} matched nothing in the forward graph "
                 f"({report}); TORCH_LOGS='+padst_fx' shows the graph"
             )
-        if self.require_any and not any(report.counts.values()):
+        if self.require_any and not any(counts.values()):
             raise RuntimeError(
                 f"strict=True: no pass matched anything in the forward graph ({report}); "
                 "TORCH_LOGS='+padst_fx' shows the graph"
             )
+
+
+class JointPasses(CustomGraphPass):
+    """The joint passes of a manager, as one `joint_custom_pre_pass` of Inductor."""
+
+    def __init__(self, manager: PassManager) -> None:
+        self.manager = manager
+
+    def __call__(self, graph: Graph) -> None:
+        self.manager.run_joint(graph)
+
+    def uuid(self) -> str:
+        """The manager's: what it does to one graph goes with what it does to the others."""
+        return self.manager.uuid()
 
 
 class PassChain(CustomGraphPass):

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from padst_fx.initialization import magnitudes
 from padst_fx.kernels.precision import accumulation_dtype
 from padst_fx.layers.dense import DenseForm
 from padst_fx.layers.stored_values import StoredValues
@@ -108,10 +109,15 @@ class SparseLinear(nn.Module):
             self.bias.uniform_(-bound, bound, generator=generator)
 
     @torch.no_grad()
-    def load_dense(self, weight: Tensor) -> None:
-        """Keep the strongest units of a dense `[out, in]` weight, and their values."""
+    def load_dense(self, weight: Tensor, norms: Tensor | None = None) -> None:
+        """Keep the strongest units of a dense `[out, in]` weight, and their values.
+
+        With `norms` `[in]` of the input features a weight counts as much as it times its
+        feature's norm (Wanda, arXiv:2306.11695).
+        """
         structured = unpermute_columns(weight, self.perm)
-        units = self.pattern.strongest_units(self.pattern.unit_norms_of_dense(structured))
+        size = unpermute_columns(magnitudes(weight, norms), self.perm)
+        units = self.pattern.strongest_units(self.pattern.unit_norms_of_dense(size))
         self.index.copy_(self.pattern.index_from_units(units))
         self.values.copy_(self.pattern.values_from_dense(structured, self.index))
 
@@ -123,12 +129,15 @@ class SparseLinear(nn.Module):
         sparsity: float | None = None,
         permutation: str = "identity",
         init: str = "magnitude",
+        perm: Tensor | None = None,
+        norms: Tensor | None = None,
     ) -> SparseLinear:
         """A sparse layer in place of a dense one (`nn.Linear` or Hugging Face's `Conv1D`).
 
         `init="magnitude"` keeps the strongest units of the weight, `"random"` draws units and
-        values afresh; the bias is kept either way, with device, dtype, training mode and
-        `requires_grad`.
+        values afresh. `perm` `[in]` is what a "learned" permutation starts from, the identity
+        if not given; `norms` are those of `load_dense`. The bias is kept either way, with device,
+        dtype, training mode and `requires_grad`.
         """
         if init not in ("magnitude", "random"):
             raise ValueError(f"unknown init {init!r}; valid: 'magnitude', 'random'")
@@ -147,8 +156,10 @@ class SparseLinear(nn.Module):
         )
         layer.dense_form = form
         with torch.no_grad():
+            if perm is not None:
+                layer.perm.copy_(perm)
             if init == "magnitude":
-                layer.load_dense(weight)
+                layer.load_dense(weight, norms)
             if layer.bias is not None and bias is not None:
                 layer.bias.copy_(bias)
                 layer.bias.requires_grad_(bias.requires_grad)

@@ -36,12 +36,14 @@ class PassBackend:
     def __init__(self, *passes: GraphPass, **manager_options: Any) -> None:
         self.manager = PassManager(passes, **manager_options)
         self.graphs: list[GraphPair] = []
+        self.joint_graphs: list[GraphPair] = []
 
     def __call__(self, gm: GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
         return aot_autograd(
             fw_compiler=self._run_passes,
+            inference_compiler=self._run_inference,
             decompositions=select_decomp_table(),
-            partition_fn=min_cut_rematerialization_partition,
+            partition_fn=self._partition,
             keep_inference_input_mutations=True,
         )(gm, example_inputs)
 
@@ -51,6 +53,20 @@ class PassBackend:
         module.recompile()
         self.graphs.append(GraphPair(before, copy.deepcopy(module.graph)))
         return make_boxed_func(module.forward)
+
+    def _run_inference(self, module: GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+        self._run_joint(module)
+        return self._run_passes(module, inputs)
+
+    def _partition(self, module: GraphModule, *args: Any, **kwargs: Any) -> Any:
+        self._run_joint(module)
+        return min_cut_rematerialization_partition(module, *args, **kwargs)
+
+    def _run_joint(self, module: GraphModule) -> None:
+        if self.manager.joint_passes:
+            before = copy.deepcopy(module.graph)
+            self.manager.run_joint(module.graph)
+            self.joint_graphs.append(GraphPair(before, copy.deepcopy(module.graph)))
 
     @property
     def counts(self) -> dict[str, int]:
