@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-PERMUTATIONS = ("identity", "random")
+PERMUTATIONS = ("identity", "random", "learned")
 
 
 def check_permutation(kind: str) -> str:
@@ -24,9 +24,12 @@ def permutation_length(kind: str, features: int) -> int:
 def draw_permutation(
     kind: str, features: int, generator: torch.Generator | None = None
 ) -> Tensor:
-    """A permutation of its kind, int32 of `permutation_length(kind, features)`."""
-    if permutation_length(kind, features) == 0:
-        return torch.empty(0, dtype=torch.int32, device="cpu")
+    """What a kind starts from, int32 of `permutation_length(kind, features)`.
+
+    A learned one starts as the identity.
+    """
+    if kind != "random":
+        return torch.arange(permutation_length(kind, features), dtype=torch.int32, device="cpu")
     return torch.randperm(features, generator=generator, dtype=torch.int32, device="cpu")
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from padst_fx.dst import agreement
 from padst_fx.dst.layer_state import LayerState
+from padst_fx.dst.learned_permutation import LearnedPermutation, PermutationUpdates
 from padst_fx.dst.methods import METHODS
 from padst_fx.dst.optimizer_state import base_optimizer, check_holds, slots
 from padst_fx.dst.schedule import SCHEDULES
@@ -60,6 +61,7 @@ class DST:
         seed: int = 0,
         callback: Callable[[Update], None] | None = None,
         process_group: dist.ProcessGroup | None = None,
+        learned: LearnedPermutation | None = None,
     ) -> None:
         _check_choice("method", method, METHODS)
         _check_choice("schedule", schedule, SCHEDULES)
@@ -84,6 +86,9 @@ class DST:
         refuse_managed(layers)
         self.method.prepare(layers, self.optimizer)
         self.states = [LayerState.of(name, layer) for name, layer in layers]
+        self.permutations = PermutationUpdates(
+            layers, learned or LearnedPermutation(), process_group, seed
+        )
         self._attach()
 
     def _attach(self) -> None:
@@ -115,6 +120,7 @@ class DST:
         for state in self.states:
             state.disarm()
             MANAGERS.pop(state.layer, None)
+        self.permutations.disarm()
         self.states = []
 
     def step(self) -> bool:
@@ -125,6 +131,7 @@ class DST:
         if not self._optimizer_stepped:
             for state in self.states:
                 state.forget()
+            self.permutations.forget()
             return False
         self._optimizer_stepped = False
         self.steps += 1
@@ -204,7 +211,12 @@ class DST:
 
     def _prepare_next_step(self) -> None:
         """Arm the layers if the next step's scores are needed, else disarm them."""
-        scoring = self.method.needs_growth and self._due(self.steps + 1)
+        due = self._due(self.steps + 1)
+        scoring = self.method.needs_growth and due
+        if due:
+            self.permutations.arm(self.steps + 1)
+        else:
+            self.permutations.disarm()
         for state in self.states:
             self.method.begin_step(state.layer, self.steps / self.t_end)
             if scoring:
@@ -247,9 +259,11 @@ class DST:
             self._apply(state, choice) for state, choice in zip(reached, choices, strict=True)
         ]
         missed = tuple(s.name for s in self.states if not any(s is r for r in reached))
-        update = Update(self.steps, fraction, tuple(layers), missed)
+        share = self.schedule(self.steps, self.t_end, 1.0)
+        permutations = self.permutations.update(share, self.optimizer)
+        update = Update(self.steps, fraction, tuple(layers), missed, permutations)
         self._finish(update)
-        return update.grown > 0
+        return update.grown > 0 or update.moved > 0
 
     def _has_scores(self, state: LayerState) -> bool:
         return not (
@@ -311,6 +325,7 @@ class DST:
     def _finish(self, update: Update) -> None:
         for state in self.states:
             state.disarm()
+        self.permutations.disarm()
         self.last_update = update
         log.info(
             "step %d: %d units dropped and grown in %d layers",
