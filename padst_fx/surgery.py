@@ -31,7 +31,8 @@ def sparsify(
     """Replace the projections of `model` by structured-sparse ones, in place; returns the model.
 
     `structure` is a name ("diag", "block", "nm", "n:m", "unstructured") or a `Structure`;
-    `sparsity` the fraction of zeros in [0, 1). `permutation` is "identity" or "random".
+    `sparsity` the fraction of zeros in [0, 1). `permutation` is "identity",
+    "random" (drawn once) or "learned" (from the identity, by `DST`).
     `distribution` is "uniform", "erk", `{name or glob: sparsity}` or a callable. `include` and
     `exclude` are names or globs of modules, or callables `(module, name) -> bool`; the name of an
     `nn.MultiheadAttention` stands for its four projections. Heads stay dense unless asked for by

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from padst_fx.dst.learned_permutation import LearnedPermutation
 from padst_fx.dst.manager import DST
-from padst_fx.dst.statistics import LayerUpdate, Update
+from padst_fx.dst.statistics import LayerUpdate, PermutationUpdate, Update
 
-__all__ = ["DST", "LayerUpdate", "Update"]
+__all__ = ["DST", "LayerUpdate", "LearnedPermutation", "PermutationUpdate", "Update"]

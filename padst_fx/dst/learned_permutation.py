@@ -1,48 +1,78 @@
-"""Learned permutations: hard at every step, moved only by updates."""
+"""Learned permutations: hard at every step, moved only by updates (docs/permutations.md)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from padst_fx.dst import agreement
+from padst_fx.dst.assignment import Gain, Wanted, choose_features
+from padst_fx.dst.curvature import Curvature
 from padst_fx.dst.optimizer_state import slots
 from padst_fx.dst.statistics import PermutationUpdate
-from padst_fx.layers.linear import SparseLinear
+from padst_fx.layers.linear import DEFAULT_POSITIONS, SparseLinear
+
+# Updates in a row that consider the same positions: the second sees what the first one's moves
+# became.
+ROUND = 2
+# Further apart than a model has layers, so that no two layers draw the same order.
+TURN_STRIDE = 1_000_003
 
 
 @dataclass(frozen=True)
 class LearnedPermutation:
-    """How updates move learned permutations."""
+    """How updates move learned permutations.
 
-    fraction: float = 0.3
-    positions: int = 256
-    variant: str = "target"
-    whiten: float = 0.0
-    lam: float | None = None
+    An update looks at `positions` positions of a layer (all, where it has fewer), other ones every
+    second time, and moves at most `fraction` of them, a share that follows DST's schedule.
+    `shrinkage`, in (0, 1], is how far the features' second moments are drawn towards their
+    diagonal: 1 takes features for uncorrelated. Raises `ValueError` for values out of range.
+    """
+
+    positions: int = DEFAULT_POSITIONS
+    fraction: float = 0.5
+    shrinkage: float = 0.1
+
+    def __post_init__(self) -> None:
+        whole = isinstance(self.positions, int) and not isinstance(self.positions, bool)
+        if not whole or self.positions < 2:
+            raise ValueError(
+                "LearnedPermutation: positions must be an integer of 2 or more, "
+                f"got {self.positions!r}"
+            )
+        for name in ("fraction", "shrinkage"):
+            value = getattr(self, name)
+            if not isinstance(value, Real) or not 0 < value <= 1:
+                raise ValueError(f"LearnedPermutation: {name} must be in (0, 1], got {value!r}")
 
 
 @dataclass
 class PermutationState:
-    """A layer with a learned permutation and the signal collected for its next update."""
+    """What is kept per layer with a learned permutation: the signal collected for its next update,
+    its curvature, and which of the considered positions (`moved`, bool `[J]`) the last update
+    moved and what their weights wanted then (`expected`, 1-d)."""
 
     name: str
     layer: SparseLinear
+    curvature: Curvature = field(default_factory=Curvature)
     signal: Tensor | None = None
-    _armed: bool = False
+    moved: Tensor | None = None
+    expected: Tensor | None = None
     _handle: RemovableHandle | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
+        """A copy has no hook; its manager arms it again."""
         return {**self.__dict__, "_handle": None}
 
     @property
     def positions(self) -> Tensor:
+        """The positions that a scoring step looks at, `[J]` int32."""
         assert self.layer.positions is not None
         return self.layer.positions
 
@@ -52,22 +82,24 @@ class PermutationState:
         return self.layer.permutation_probe
 
     def arm(self, positions: Tensor) -> None:
-        if not self._armed:
+        """Make the next forward of this layer look at the given positions."""
+        if not torch.equal(positions.to(self.positions), self.positions):
             self.positions.copy_(positions)
-            self._armed = True
+            self.moved = self.expected = None
         if self._handle is None:
             probe = self.probe.requires_grad_(True)
             self._handle = probe.register_post_accumulate_grad_hook(self._collect)
 
     def disarm(self) -> None:
+        """Back to plain forwards; the signal collected so far is forgotten."""
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
-        self._armed = False
         self.probe.requires_grad_(False)
         self.forget()
 
     def forget(self) -> None:
+        """Drop the signal collected so far."""
         self.probe.grad = None
         self.signal = None
 
@@ -76,119 +108,186 @@ class PermutationState:
         arrived, probe.grad = probe.grad.detach(), None
         self.signal = arrived if self.signal is None else self.signal + arrived
 
+    def columns(self) -> tuple[Tensor, Tensor]:
+        """Mask and effective weights of the considered columns, each `[O, J]`."""
+        pattern, index, considered = self.layer.pattern, self.layer.index, self.positions.long()
+        values = pattern.dense(self.layer.effective_values().detach(), index)
+        return pattern.mask(index)[:, considered], values[:, considered]
 
-def assign(score: Tensor) -> Tensor:
-    from scipy.optimize import linear_sum_assignment
+    def observe(self, wanted: Wanted) -> None:
+        """Learn the curvature from the columns moved last; `index` must be as it was then."""
+        if self.moved is None or self.expected is None:
+            return
+        mask, values = self.columns()
+        grown = mask & self.moved
+        self.curvature.observe(self.expected, wanted.change[grown], values[grown].to(wanted.change))
+        self.moved = self.expected = None
 
-    _, columns = linear_sum_assignment(score.double().cpu().numpy(), maximize=True)
-    return torch.from_numpy(columns.astype(np.int64))
+    def expect(self, wanted: Wanted, order: Tensor, mask: Tensor) -> None:
+        """Remember what the positions that `order` moves want of their new features."""
+        self.moved = order != torch.arange(len(order), device=order.device)
+        self.expected = wanted.change[:, order][mask & self.moved]
 
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "signal": self.signal,
+            "moved": self.moved,
+            "expected": self.expected,
+            "curvature": self.curvature.state_dict(),
+        }
 
-def choose(
-    signal: Tensor, values: Tensor, mask: Tensor, fraction: float, settings: LearnedPermutation
-) -> Tensor:
-    outputs, n = values.shape
-    gradient, moments = signal[:outputs].double(), signal[outputs:].double()
-    values, mask = values.double(), mask.double()
-    sigma = moments.diagonal()
-    count = round(fraction * n)
-    identity = torch.arange(n)
-    if settings.whiten:
-        ridge = settings.whiten * sigma.mean() * torch.eye(n, dtype=sigma.dtype)
-        wanted = -torch.linalg.solve(moments + ridge, gradient, left=False)
-    else:
-        wanted = -gradient / sigma
-    energy = (values.square() * mask).sum(0) * sigma
-    if settings.variant == "weakest":
-        chosen = energy.argsort(stable=True)[:count]
-        score = (mask[:, chosen].t() @ (wanted[:, chosen].square() * sigma[chosen]))
-        order = identity.clone()
-        order[chosen] = chosen[assign(score)]
-        return order
-
-    def attempt(lam: float) -> Tensor:
-        target = wanted + lam * values
-        return assign(mask.t() @ (target.square() * sigma))
-
-    if settings.lam is not None:
-        return attempt(settings.lam)
-    base = float(wanted.square().mean().sqrt() / values.square().mean().sqrt())
-    low, high = base * 1e-3, base * 1e3
-    best = identity
-    for _ in range(12):
-        middle = (low * high) ** 0.5
-        order = attempt(middle)
-        moved = int((order != identity).sum())
-        if moved > count:
-            low = middle
-        else:
-            best, high = order, middle
-    return best
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.curvature.load_state_dict(state_dict["curvature"])
+        device = self.layer.values.device
+        for name in ("signal", "moved", "expected"):
+            tensor = state_dict[name]
+            setattr(self, name, None if tensor is None else tensor.to(device))
 
 
-class PermutationUpdates:
-    """The learned permutations of a model: collects signals, decides, moves."""
+class LearnedPermutations:
+    """The learned permutations of a model; DST calls it around its own updates."""
 
     def __init__(
-        self,
-        layers: list[tuple[str, SparseLinear]],
-        settings: LearnedPermutation,
-        group: dist.ProcessGroup | None,
-        seed: int,
+        self, layers: list[tuple[str, SparseLinear]], settings: LearnedPermutation, seed: int
     ) -> None:
         self.settings = settings
-        self.group = group
         self.seed = seed
-        self.states = []
-        for name, layer in layers:
-            if layer.permutation != "learned":
-                continue
-            layer.consider_positions(min(layer.in_features, settings.positions))
-            self.states.append(PermutationState(name, layer))
-
-    def arm(self, step: int) -> None:
+        self.updates = 0
+        self.states = [
+            PermutationState(name, layer)
+            for name, layer in layers
+            if layer.permutation == "learned"
+        ]
         for state in self.states:
-            generator = torch.Generator().manual_seed(self.seed + step)
-            order = torch.randperm(state.layer.in_features, generator=generator)
-            state.arm(order[: len(state.positions)].sort().values)
+            count = min(state.layer.in_features, settings.positions)
+            if count != len(state.positions):
+                state.layer.consider_positions(count)
+
+    def prepare_next_step(self, scoring: bool) -> None:
+        """Arm the layers if the next step's signal is needed, else disarm them."""
+        for number, state in enumerate(self.states):
+            if scoring:
+                state.arm(self._considered(number, state))
+            else:
+                state.disarm()
+
+    def _considered(self, number: int, state: PermutationState) -> Tensor:
+        """The positions of this round: every one once before any comes again."""
+        features, count = state.layer.in_features, len(state.positions)
+        rounds_in_turn = features // count
+        turn, place = divmod(self.updates // ROUND, rounds_in_turn)
+        generator = torch.Generator().manual_seed(self.seed + TURN_STRIDE * turn + number)
+        order = torch.randperm(features, generator=generator, device="cpu")
+        return order[place * count : (place + 1) * count].sort().values
 
     def disarm(self) -> None:
+        """Back to plain forwards in all layers."""
         for state in self.states:
             state.disarm()
 
     def forget(self) -> None:
+        """Drop the signals collected so far."""
         for state in self.states:
             state.forget()
 
-    def update(self, share: float, optimizer) -> tuple[PermutationUpdate, ...]:
-        return tuple(
-            self._move(state, share * self.settings.fraction, optimizer)
-            for state in self.states
-            if state.signal is not None
-        )
+    def merge(self, group: dist.ProcessGroup | None) -> None:
+        """Give every rank the signal of the whole batch."""
+        for state in self.states:
+            like = state.probe.detach()
+            state.signal = agreement.sum_over_ranks(state.signal, like, group)
+            if state.signal is not None:
+                # Losses are means over each rank's batch; moments are sums over tokens.
+                state.signal[: state.layer.out_features] /= agreement.world_size(group)
 
-    def _move(self, state: PermutationState, fraction: float, optimizer) -> PermutationUpdate:
-        layer, positions = state.layer, state.positions.long()
-        mask = layer.pattern.mask(layer.index)[:, positions]
-        values = layer.pattern.dense(layer.effective_values().detach(), layer.index)[:, positions]
-        order = choose(state.signal, values, mask, fraction, self.settings)
-        if agreement.world_size(self.group) > 1:
-            order = agreement.share_units(order, self.group)
-        moved = positions[order != torch.arange(len(order))]
-        layer.perm[positions] = layer.perm[positions[order]]
-        columns = torch.zeros(layer.in_features, dtype=torch.bool)
-        columns[moved] = True
-        entries = columns[layer.pattern.coordinates(layer.index)[1]]
+    def not_finite(self) -> list[str]:
+        """The layers whose signal has a NaN or an infinity."""
+        return [
+            state.name
+            for state in self.states
+            if state.signal is not None and not bool(torch.isfinite(state.signal).all())
+        ]
+
+    def read(self) -> list[tuple[PermutationState, Wanted]]:
+        """What the signals say, before DST exchanges units; observes the curvature on the way."""
+        reached = []
+        for state in self.states:
+            if state.signal is not None:
+                wanted = Wanted.of(state.signal, self.settings.shrinkage)
+                state.observe(wanted)
+                reached.append((state, wanted))
+        return reached
+
+    def update(
+        self,
+        reached: list[tuple[PermutationState, Wanted]],
+        share: float,
+        optimizer: torch.optim.Optimizer,
+        group: dist.ProcessGroup | None,
+    ) -> tuple[PermutationUpdate, ...]:
+        """Move positions, after DST has exchanged units; `share` is the schedule's, 1 at first."""
+        moves = tuple(
+            self._move(state, wanted, share * self.settings.fraction, optimizer, group)
+            for state, wanted in reached
+        )
+        self.updates += 1
+        return moves
+
+    def _move(
+        self,
+        state: PermutationState,
+        wanted: Wanted,
+        fraction: float,
+        optimizer: torch.optim.Optimizer,
+        group: dist.ProcessGroup | None,
+    ) -> PermutationUpdate:
+        layer, considered = state.layer, state.positions.long()
+        mask, values = state.columns()
+        gain = Gain(wanted, values.to(wanted.change), mask)
+        limit = round(fraction * len(considered))
+        order = choose_features(gain, state.curvature.value, limit).to(considered.device)
+        if agreement.world_size(group) > 1:
+            order = agreement.share_units(order, group)
+        state.expect(wanted, order, mask)
+        moved = considered[state.moved]
+        layer.perm.index_copy_(0, considered, layer.perm[considered[order]])
         tensors = [layer.values, *slots(optimizer, f"{state.name}.values", layer.values)]
         if layer.values.grad is not None:
             tensors.append(layer.values.grad)
-        for tensor in tensors:
-            tensor.detach().masked_fill_(entries, 0)
-        features = torch.arange(layer.in_features)
+        clear_columns(layer, tensors, moved)
+        own = torch.arange(layer.in_features, device=considered.device)
         return PermutationUpdate(
             name=state.name,
-            considered=len(positions),
+            considered=len(considered),
             moved=len(moved),
             change_rate=len(moved) / layer.in_features,
-            distance=float((layer.perm != features).double().mean()),
+            distance=float((layer.perm != own).double().mean()),
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the settings and the seed."""
+        layers = {state.name: state.state_dict() for state in self.states}
+        return {"updates": self.updates, "layers": layers}
+
+    def check_state(self, state_dict: dict[str, Any]) -> None:
+        """Raise `ValueError` for a state of other layers."""
+        names = [state.name for state in self.states]
+        if list(state_dict["layers"]) != names:
+            other = sorted(set(names) ^ set(state_dict["layers"]))
+            raise ValueError(f"other layers have learned permutations in the state: {other[:5]}")
+
+    def load_counts(self, state_dict: dict[str, Any]) -> None:
+        """The part that says which positions come next; before the next step is prepared."""
+        self.updates = state_dict["updates"]
+
+    def load_layers(self, state_dict: dict[str, Any]) -> None:
+        """The rest; afterwards."""
+        for state in self.states:
+            state.load_state_dict(state_dict["layers"][state.name])
+
+
+def clear_columns(layer: SparseLinear, tensors: list[Tensor], columns: Tensor) -> None:
+    """Set to zero, in tensors of the values' shape, what lies in the structure's `columns`."""
+    among = torch.zeros(layer.in_features, dtype=torch.bool, device=columns.device)
+    entries = among.index_fill_(0, columns, True)[layer.pattern.coordinates(layer.index)[1]]
+    for tensor in tensors:
+        tensor.detach().masked_fill_(entries, 0)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from padst_fx.dst import agreement
 from padst_fx.dst.layer_state import LayerState
-from padst_fx.dst.learned_permutation import LearnedPermutation, PermutationUpdates
+from padst_fx.dst.learned_permutation import LearnedPermutation, LearnedPermutations
 from padst_fx.dst.methods import METHODS
 from padst_fx.dst.optimizer_state import base_optimizer, check_holds, slots
 from padst_fx.dst.schedule import SCHEDULES
@@ -28,19 +28,18 @@ Scores = tuple[Tensor, Tensor, Tensor]
 
 
 # Which manager, if it still lives, has a layer.
-MANAGERS: weakref.WeakKeyDictionary[SparseLinear, weakref.ref[DST]] = (
-    weakref.WeakKeyDictionary()
-)
+MANAGERS: weakref.WeakKeyDictionary[SparseLinear, weakref.ref[DST]] = weakref.WeakKeyDictionary()
 
 
 class DST:
     """Dynamic sparse training of a sparsified model.
 
     Call `step()` after `optimizer.step()` at every step; every `delta_t` steps before `t_end`
-    it drops the weakest units of every layer and grows as many. `method` is "set", "rigl",
-    "mest" or "dynadiag" (for `Diag` only); `schedule` ("cosine", "linear", "constant") lowers
+    it drops the weakest units of every layer, grows as many, and moves learned permutations.
+    `method` is "set", "rigl", "mest" or "dynadiag" (for `Diag` only); `schedule` ("cosine", "linear", "constant") lowers
     `drop_fraction`, the share of active units exchanged. `callback` is called with an `Update`
-    after each one. `seed` is for random growth. Steps that the optimizer skips (as
+    after each one. `seed` is for random growth and for which positions of learned permutations an
+    update looks at; `learned` has their settings. Steps that the optimizer skips (as
     `torch.amp.GradScaler` does on overflow) do not count. "dynadiag" gives its scores a parameter
     group of their own in the optimizer, so build learning-rate schedulers afterwards.
 
@@ -86,9 +85,7 @@ class DST:
         refuse_managed(layers)
         self.method.prepare(layers, self.optimizer)
         self.states = [LayerState.of(name, layer) for name, layer in layers]
-        self.permutations = PermutationUpdates(
-            layers, learned or LearnedPermutation(), process_group, seed
-        )
+        self.permutations = LearnedPermutations(layers, learned or LearnedPermutation(), seed)
         self._attach()
 
     def _attach(self) -> None:
@@ -169,6 +166,7 @@ class DST:
                 }
                 for state in self.states
             },
+            "permutations": self.permutations.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -180,7 +178,9 @@ class DST:
         self._pending = state_dict["pending"]
         self._optimizer_stepped = False
         self.generator.set_state(state_dict["generator"])
+        self.permutations.load_counts(state_dict["permutations"])
         self._prepare_next_step()
+        self.permutations.load_layers(state_dict["permutations"])
         for state in self.states:
             saved = state_dict["layers"][state.name]
             state.exploration.bits[:] = saved["explored"].numpy()
@@ -205,6 +205,7 @@ class DST:
             saved, present = state_dict["layers"][state.name]["pattern"], state.layer.pattern
             if saved != repr(present):
                 raise ValueError(f"{state.name}: the state is of {saved}, the layer has {present}")
+        self.permutations.check_state(state_dict["permutations"])
 
     def _due(self, step: int) -> bool:
         return self._pending or (step % self.delta_t == 0 and step < self.t_end)
@@ -213,10 +214,7 @@ class DST:
         """Arm the layers if the next step's scores are needed, else disarm them."""
         due = self._due(self.steps + 1)
         scoring = self.method.needs_growth and due
-        if due:
-            self.permutations.arm(self.steps + 1)
-        else:
-            self.permutations.disarm()
+        self.permutations.prepare_next_step(due)
         for state in self.states:
             self.method.begin_step(state.layer, self.steps / self.t_end)
             if scoring:
@@ -248,19 +246,22 @@ class DST:
         if agreement.world_size(self.process_group) > 1 and self.method.needs_growth:
             for state in self.states:
                 agreement.merge_growth(state, self.process_group)
+        if agreement.world_size(self.process_group) > 1:
+            self.permutations.merge(self.process_group)
         reached = [state for state in self.states if self._has_scores(state)]
         fraction = self.schedule(self.steps, self.t_end, self.drop_fraction)
         scored = [(state, self._scores(state)) for state in reached]
         if self._put_off(scored):
             return False
         self._pending = False
+        permuted = self.permutations.read()
         choices = [self._choose(state, scores, fraction) for state, scores in scored]
         layers = [
             self._apply(state, choice) for state, choice in zip(reached, choices, strict=True)
         ]
         missed = tuple(s.name for s in self.states if not any(s is r for r in reached))
         share = self.schedule(self.steps, self.t_end, 1.0)
-        permutations = self.permutations.update(share, self.optimizer)
+        permutations = self.permutations.update(permuted, share, self.optimizer, self.process_group)
         update = Update(self.steps, fraction, tuple(layers), missed, permutations)
         self._finish(update)
         return update.grown > 0 or update.moved > 0
@@ -282,6 +283,7 @@ class DST:
             for state, (drop, _, growth) in scored
             if not (torch.isfinite(drop).all() and torch.isfinite(growth).all())
         ]
+        bad += self.permutations.not_finite()
         device = self.states[0].layer.values.device
         if not agreement.any_rank(bool(bad), self.process_group, device):
             return False
@@ -289,6 +291,7 @@ class DST:
         self._pending = True
         for state in self.states:
             state.disarm()
+        self.permutations.disarm()
         log.warning(
             "step %d: non-finite scores in %s; the update is put off to the next step",
             self.steps,

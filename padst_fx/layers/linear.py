@@ -22,7 +22,6 @@ from padst_fx.permutation import (
 from padst_fx.structures import Pattern, Structure, parse_structure
 from padst_fx.structures.diag import DiagPattern
 
-
 # Positions of a learned permutation that one scoring step looks at, unless DST is told otherwise.
 DEFAULT_POSITIONS = 256
 
