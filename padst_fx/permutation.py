@@ -21,7 +21,9 @@ def permutation_length(kind: str, features: int) -> int:
     return 0 if check_permutation(kind) == "identity" else features
 
 
-def draw_permutation(kind: str, features: int, generator: torch.Generator | None = None) -> Tensor:
+def draw_permutation(
+    kind: str, features: int, generator: torch.Generator | None = None
+) -> Tensor:
     """What a kind starts from, int32 of `permutation_length(kind, features)`.
 
     A learned one starts as the identity.

@@ -12,20 +12,20 @@ MEMORY = 0.5
 
 @dataclass
 class Curvature:
-    """A secant through moved columns, which an update sets to zero and training grows again.
+    """A secant through the weights of moved columns, most of which training grows from zero.
 
-    Where a column's wanted change was `u` at its start, at zero, and is `v` now that training has
-    brought its weights to `w`, the curvature is `(u - v) . w / w . w`. Both products are
-    remembered with the factor `MEMORY` an observation.
+    Where they wanted a change of `u` when they were moved and of `v` now that training has changed
+    them by `d`, the curvature is `(u - v) . d / d . d`. Both products are remembered with the
+    factor `MEMORY` an observation.
     """
 
     product: float = 0.0
     energy: float = 0.0
 
-    def observe(self, before: Tensor, now: Tensor, values: Tensor) -> None:
-        """One more observation, from 1-d tensors over the same weights."""
-        self.product = MEMORY * self.product + float((before - now) @ values)
-        self.energy = MEMORY * self.energy + float(values @ values)
+    def observe(self, before: Tensor, now: Tensor, trained: Tensor) -> None:
+        """One more observation, `(u, v, d)`, from 1-d tensors over the same weights."""
+        self.product = MEMORY * self.product + float((before - now) @ trained)
+        self.energy = MEMORY * self.energy + float(trained @ trained)
 
     @property
     def value(self) -> float | None:

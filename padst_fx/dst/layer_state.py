@@ -70,7 +70,9 @@ class LayerState:
                 f"{self.name} ({pattern.structure}) was used more than once in one backward; the "
                 "growth scores of N:M cannot be added up. Use method 'set' or 'mest', or exclude it"
             )
-        self.growth = arrived if self.growth is None else pattern.merge_growth(self.growth, arrived)
+        self.growth = (
+            arrived if self.growth is None else pattern.merge_growth(self.growth, arrived)
+        )
 
     def capture_gradient(self, scale: Tensor | None) -> None:
         """Remember the unit norms of the values' gradient, divided by a loss scale."""

@@ -55,14 +55,15 @@ class LearnedPermutation:
 @dataclass
 class PermutationState:
     """What is kept per layer with a learned permutation: the signal collected for its next update,
-    its curvature, and which of the considered positions (`moved`, bool `[J]`) the last update
-    moved and what their weights wanted then (`expected`, 1-d)."""
+    its curvature, which of the considered positions the last update moved (`moved`, bool `[J]`),
+    and what their weights were and wanted then (`started` and `expected`, 1-d)."""
 
     name: str
     layer: SparseLinear
     curvature: Curvature = field(default_factory=Curvature)
     signal: Tensor | None = None
     moved: Tensor | None = None
+    started: Tensor | None = None
     expected: Tensor | None = None
     _handle: RemovableHandle | None = field(default=None, repr=False)
 
@@ -85,7 +86,7 @@ class PermutationState:
         """Make the next forward of this layer look at the given positions."""
         if not torch.equal(positions.to(self.positions), self.positions):
             self.positions.copy_(positions)
-            self.moved = self.expected = None
+            self.moved = self.started = self.expected = None
         if self._handle is None:
             probe = self.probe.requires_grad_(True)
             self._handle = probe.register_post_accumulate_grad_hook(self._collect)
@@ -116,22 +117,27 @@ class PermutationState:
 
     def observe(self, wanted: Wanted) -> None:
         """Learn the curvature from the columns moved last; `index` must be as it was then."""
-        if self.moved is None or self.expected is None:
+        if self.moved is None or self.started is None or self.expected is None:
             return
         mask, values = self.columns()
-        grown = mask & self.moved
-        self.curvature.observe(self.expected, wanted.change[grown], values[grown].to(wanted.change))
-        self.moved = self.expected = None
+        entries = mask & self.moved
+        trained = (values[entries] - self.started).to(wanted.change)
+        self.curvature.observe(self.expected, wanted.change[entries], trained)
+        self.moved = self.started = self.expected = None
 
-    def expect(self, wanted: Wanted, order: Tensor, mask: Tensor) -> None:
-        """Remember what the positions that `order` moves want of their new features."""
+    def expect(self, wanted: Wanted, order: Tensor) -> None:
+        """Remember what the positions that `order` has moved want of their new features."""
+        mask, values = self.columns()
         self.moved = order != torch.arange(len(order), device=order.device)
-        self.expected = wanted.change[:, order][mask & self.moved]
+        entries = mask & self.moved
+        self.started = values[entries]
+        self.expected = wanted.change[:, order][entries]
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "signal": self.signal,
             "moved": self.moved,
+            "started": self.started,
             "expected": self.expected,
             "curvature": self.curvature.state_dict(),
         }
@@ -139,7 +145,7 @@ class PermutationState:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.curvature.load_state_dict(state_dict["curvature"])
         device = self.layer.values.device
-        for name in ("signal", "moved", "expected"):
+        for name in ("signal", "moved", "started", "expected"):
             tensor = state_dict[name]
             setattr(self, name, None if tensor is None else tensor.to(device))
 
@@ -184,6 +190,11 @@ class LearnedPermutations:
         """Back to plain forwards in all layers."""
         for state in self.states:
             state.disarm()
+
+    def close(self) -> None:
+        """Stop managing."""
+        self.disarm()
+        self.states = []
 
     def forget(self) -> None:
         """Drop the signals collected so far."""
@@ -247,19 +258,20 @@ class LearnedPermutations:
         order = choose_features(gain, state.curvature.value, limit).to(considered.device)
         if agreement.world_size(group) > 1:
             order = agreement.share_units(order, group)
-        state.expect(wanted, order, mask)
-        moved = considered[state.moved]
         layer.perm.index_copy_(0, considered, layer.perm[considered[order]])
         tensors = [layer.values, *slots(optimizer, f"{state.name}.values", layer.values)]
         if layer.values.grad is not None:
             tensors.append(layer.values.grad)
-        clear_columns(layer, tensors, moved)
+        for tensor in tensors:
+            follow_features(layer, tensor.detach(), considered, order)
+        state.expect(wanted, order)
+        moved = int((order != torch.arange(len(order), device=order.device)).sum())
         own = torch.arange(layer.in_features, device=considered.device)
         return PermutationUpdate(
             name=state.name,
             considered=len(considered),
-            moved=len(moved),
-            change_rate=len(moved) / layer.in_features,
+            moved=moved,
+            change_rate=moved / layer.in_features,
             distance=float((layer.perm != own).double().mean()),
         )
 
@@ -285,9 +297,13 @@ class LearnedPermutations:
             state.load_state_dict(state_dict["layers"][state.name])
 
 
-def clear_columns(layer: SparseLinear, tensors: list[Tensor], columns: Tensor) -> None:
-    """Set to zero, in tensors of the values' shape, what lies in the structure's `columns`."""
-    among = torch.zeros(layer.in_features, dtype=torch.bool, device=columns.device)
-    entries = among.index_fill_(0, columns, True)[layer.pattern.coordinates(layer.index)[1]]
-    for tensor in tensors:
-        tensor.detach().masked_fill_(entries, 0)
+def follow_features(layer: SparseLinear, tensor: Tensor, columns: Tensor, order: Tensor) -> None:
+    """Exchange columns in a tensor of the values' shape: `columns[k]` takes `columns[order[k]]`.
+
+    So a weight between an output and a feature stays what it was wherever the mask has room for
+    it at the feature's new position, and is zero where it is new.
+    """
+    pattern, index = layer.pattern, layer.index
+    dense = pattern.dense(tensor, index)
+    dense[:, columns] = dense[:, columns[order]]
+    tensor.copy_(pattern.values_from_dense(dense, index))

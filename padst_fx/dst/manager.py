@@ -28,7 +28,9 @@ Scores = tuple[Tensor, Tensor, Tensor]
 
 
 # Which manager, if it still lives, has a layer.
-MANAGERS: weakref.WeakKeyDictionary[SparseLinear, weakref.ref[DST]] = weakref.WeakKeyDictionary()
+MANAGERS: weakref.WeakKeyDictionary[SparseLinear, weakref.ref[DST]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 class DST:
@@ -36,10 +38,10 @@ class DST:
 
     Call `step()` after `optimizer.step()` at every step; every `delta_t` steps before `t_end`
     it drops the weakest units of every layer, grows as many, and moves learned permutations.
-    `method` is "set", "rigl", "mest" or "dynadiag" (for `Diag` only); `schedule` ("cosine", "linear", "constant") lowers
-    `drop_fraction`, the share of active units exchanged. `callback` is called with an `Update`
-    after each one. `seed` is for random growth and for which positions of learned permutations an
-    update looks at; `learned` has their settings. Steps that the optimizer skips (as
+    `method` is "set", "rigl", "mest" or "dynadiag" (for `Diag` only); `schedule` ("cosine",
+    "linear", "constant") lowers `drop_fraction`, the share of active units exchanged. `callback`
+    is called with an `Update` after each one. `seed` is for random growth and for which positions
+    of learned permutations an update looks at; `learned` has their settings. Steps that the optimizer skips (as
     `torch.amp.GradScaler` does on overflow) do not count. "dynadiag" gives its scores a parameter
     group of their own in the optimizer, so build learning-rate schedulers afterwards.
 
@@ -117,7 +119,7 @@ class DST:
         for state in self.states:
             state.disarm()
             MANAGERS.pop(state.layer, None)
-        self.permutations.disarm()
+        self.permutations.close()
         self.states = []
 
     def step(self) -> bool:

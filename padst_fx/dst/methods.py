@@ -27,7 +27,9 @@ class Method(ABC):
         """`[groups, active]`."""
 
     @abstractmethod
-    def growth_scores(self, state: LayerState, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def growth_scores(
+        self, state: LayerState, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
         """Scores `[groups, C]` and the candidates' ids; negative scores are no candidates."""
 
     def prepare(
@@ -57,7 +59,9 @@ class SET(Method):
     def drop_scores(self, state: LayerState) -> Tensor:
         return state.magnitudes()
 
-    def growth_scores(self, state: LayerState, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def growth_scores(
+        self, state: LayerState, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
         return state.random_candidates(generator)
 
 
@@ -69,7 +73,9 @@ class RigL(Method):
     def drop_scores(self, state: LayerState) -> Tensor:
         return state.magnitudes()
 
-    def growth_scores(self, state: LayerState, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def growth_scores(
+        self, state: LayerState, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
         assert state.growth is not None
         return state.layer.pattern.growth_candidates(state.growth)
 
@@ -138,7 +144,9 @@ class DynaDiag(Method):
         alpha = self._alpha(state.layer)
         return alpha[state.units()]
 
-    def growth_scores(self, state: LayerState, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def growth_scores(
+        self, state: LayerState, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
         assert state.growth is not None
         gradient, ids = state.layer.pattern.growth_candidates(state.growth)
         alpha = self._alpha(state.layer)

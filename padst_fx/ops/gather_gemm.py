@@ -138,7 +138,9 @@ def _backward_weight_grad(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, .
 
 
 def _without_bias(x: Tensor, values: Tensor, index: Tensor, perm: Tensor, window: int) -> Tensor:
-    return torch.ops.padst.gather_gemm(x, values, index, perm, x.new_empty(0), window, "none")
+    return torch.ops.padst.gather_gemm(
+        x, values, index, perm, x.new_empty(0), window, "none"
+    )
 
 
 _GATHER_GEMM = register_projection(

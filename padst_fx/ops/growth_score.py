@@ -70,4 +70,6 @@ register(
     _nm,
     _fake_nm,
 )
-register("weight_growth_score(Tensor grad, Tensor x, Tensor perm) -> Tensor", _weight, _fake_weight)
+register(
+    "weight_growth_score(Tensor grad, Tensor x, Tensor perm) -> Tensor", _weight, _fake_weight
+)

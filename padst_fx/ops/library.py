@@ -59,7 +59,9 @@ def register_autograd(
     qualified: str, backward: Callable[..., Any], setup_context: Callable[..., None]
 ) -> None:
     """Attach a backward to an op of this library."""
-    torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=LIBRARY)
+    torch.library.register_autograd(
+        qualified, backward, setup_context=setup_context, lib=LIBRARY
+    )
 
 
 def register_autocast(qualified: str) -> None:

@@ -63,7 +63,9 @@ def _register_probe(
             score = score.to(ctx.probe_dtype)
         return grad, None, *([None] * count), score, *([None] * len(ctx.integers))
 
-    qualified = register(f"{units}_probe(Tensor y, Tensor x{extras}) -> Tensor", _copy, _fake_copy)
+    qualified = register(
+        f"{units}_probe(Tensor y, Tensor x{extras}) -> Tensor", _copy, _fake_copy
+    )
     register_autograd(qualified, backward, setup_context)
 
 

@@ -71,7 +71,9 @@ def _fake_input_grad(grad: Tensor, values: Tensor, index: Tensor, perm: Tensor) 
     return fake_rows(grad, values.shape[0] * values.shape[3])
 
 
-def _fake_weight_grad(grad: Tensor, x: Tensor, index: Tensor, perm: Tensor, group: int) -> Tensor:
+def _fake_weight_grad(
+    grad: Tensor, x: Tensor, index: Tensor, perm: Tensor, group: int
+) -> Tensor:
     blocks, entries = index.shape
     return grad.new_empty((blocks, entries, group, x.shape[-1] // blocks))
 
@@ -84,7 +86,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, values, index, perm, bias = ctx.saved_tensors
     if ctx.activation != "none":
-        pre = torch.ops.padst.scatter_gemm(x, values, index, perm, bias, ctx.out_features, "none")
+        pre = torch.ops.padst.scatter_gemm(
+            x, values, index, perm, bias, ctx.out_features, "none"
+        )
         grad = activations.backward(ctx.activation, grad, pre)
     dx = dvalues = dbias = None
     if ctx.needs_input_grad[0]:

@@ -127,7 +127,9 @@ def _backward_weight_grad(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, .
 def _without_bias(
     x: Tensor, values: Tensor, offsets: Tensor, perm: Tensor, out_features: int
 ) -> Tensor:
-    return torch.ops.padst.shift(x, values, offsets, perm, x.new_empty(0), out_features, "none")
+    return torch.ops.padst.shift(
+        x, values, offsets, perm, x.new_empty(0), out_features, "none"
+    )
 
 
 _SHIFT = register_projection(

@@ -23,11 +23,14 @@ CASES = [
 ]
 
 
-def make(structure) -> nn.Module:
+LEARNED = [("diag", "set"), (Block(4), "mest"), ("unstructured", "rigl")]
+
+
+def make(structure, permutation: str) -> nn.Module:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16), nn.Linear(16, 4))
     sparsity = 0.5 if isinstance(structure, NM) else 0.75
-    return padst_fx.sparsify(model.double(), structure, sparsity, permutation="random")
+    return padst_fx.sparsify(model.double(), structure, sparsity, permutation=permutation)
 
 
 def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -37,9 +40,11 @@ def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
     return x, torch.randn(BATCH, 4, generator=generator, dtype=torch.float64)
 
 
-def train(structure, method: str, rank: int, world: int) -> list[dict[str, torch.Tensor]]:
+def train(
+    structure, method: str, rank: int, world: int, permutation: str = "random"
+) -> list[dict[str, torch.Tensor]]:
     """State dicts after every step."""
-    model = make(structure)
+    model = make(structure, permutation)
     run = DistributedDataParallel(model) if world > 1 else model
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
     dst = DST(model, optimizer, method, delta_t=2, t_end=1000)
@@ -61,6 +66,9 @@ def main() -> None:
     rank, world = dist.get_rank(), dist.get_world_size()
     seen = {f"{structure} {method}": train(structure, method, rank, world)
             for structure, method in CASES}  # fmt: skip
+    for structure, method in LEARNED:
+        states = train(structure, method, rank, world, "learned")
+        seen[f"{structure} {method} learned"] = states
     torch.save(seen, os.path.join(sys.argv[1], f"{rank}.pt"))
     dist.destroy_process_group()
 
