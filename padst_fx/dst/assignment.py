@@ -14,6 +14,8 @@ from torch import Tensor
 BISECTIONS = 8
 # By this much more staying counts: among columns of equal masks an exchange gains nothing.
 INERTIA = 1e-3
+# What nothing else decides (features that are zero, say) the distance does, not rounding.
+NEARNESS = 1e-6
 # A trust of so many times the largest one worth trying moves nothing.
 WIDEST_TRUST = 1e3
 
@@ -62,15 +64,22 @@ class Gain:
         self.square = capture(values, wanted.power, mask)
 
     def score(self, trust: float) -> Tensor:
-        """`[J, J]`, a little more for staying."""
-        score = self.constant + trust * self.linear + trust**2 * self.square
-        score.diagonal().mul_(1 + INERTIA)
-        return score
+        """`[J, J]`."""
+        return self.constant + trust * self.linear + trust**2 * self.square
 
     def scale(self) -> float:
         """The trust at which values weigh as much as what is wanted; 0 without values."""
         held = float(self.square.mean())
         return (float(self.constant.mean()) / held) ** 0.5 if held > 0 else 0.0
+
+
+def settled(score: Tensor) -> Tensor:
+    """The score with a little more for staying, and ties broken towards short ways."""
+    place = torch.arange(len(score), dtype=score.dtype, device=score.device) / len(score)
+    way = (place[:, None] - place).square()
+    result = score - NEARNESS * score.mean() * way
+    result.diagonal().mul_(1 + INERTIA)
+    return result
 
 
 def choose_features(gain: Gain, curvature: float | None, limit: int) -> Tensor:
@@ -83,13 +92,13 @@ def choose_features(gain: Gain, curvature: float | None, limit: int) -> Tensor:
     present = torch.arange(len(gain.constant), device="cpu")
     scale = gain.scale()
     trust = scale / WIDEST_TRUST if curvature is None else curvature
-    order = assign(gain.score(trust))
+    order = assign(settled(gain.score(trust)))
     if int((order != present).sum()) <= limit:
         return order
     best, low, high = present, trust, max(trust, scale) * WIDEST_TRUST
     for _ in range(BISECTIONS if limit else 0):
         middle = (low * high) ** 0.5
-        order = assign(gain.score(middle))
+        order = assign(settled(gain.score(middle)))
         if int((order != present).sum()) <= limit:
             best, high = order, middle
         else:

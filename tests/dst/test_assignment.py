@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from padst_fx.dst.assignment import INERTIA, Gain, Wanted, assign, capture, choose_features
+from padst_fx.dst.assignment import Gain, Wanted, assign, capture, choose_features, settled
 
 
 def problem(outputs=12, positions=6, tokens=4000, seed=0):
@@ -63,7 +63,6 @@ def test_gain_is_the_capture_of_values_and_what_is_wanted_together():
     gain = Gain(wanted, values, mask)
     for trust in (0.0, 0.7, 3.0):
         expected = capture(wanted.change + trust * values, wanted.power, mask)
-        expected.diagonal().mul_(1 + INERTIA)
         torch.testing.assert_close(gain.score(trust), expected)
 
 
@@ -120,3 +119,9 @@ def test_columns_of_equal_masks_are_not_exchanged():
     order = choose_features(Gain(wanted, torch.zeros(12, 8).double(), mask), 1.0, limit=8)
     within = (order < 4) == (torch.arange(8) < 4)
     assert torch.equal(order[within], torch.arange(8)[within])
+
+
+def test_features_that_nothing_decides_keep_their_order():
+    score = torch.zeros(6, 6, dtype=torch.float64)
+    score[0, 3] = 1.0
+    assert assign(settled(score)).tolist() == [3, 0, 1, 2, 4, 5]
