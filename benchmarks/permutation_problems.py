@@ -90,9 +90,7 @@ def draw_inputs(
     return x if mixed is None else x @ mixed
 
 
-def train(
-    problem: Problem, kind: str, seed: int, steps: int = STEPS, **settings: Any
-) -> Outcome:
+def train(problem: Problem, kind: str, seed: int, steps: int = STEPS, **settings: Any) -> Outcome:
     """One student with permutation `kind`; `settings` go to `DST`."""
     torch.manual_seed(seed)
     teacher = layer(problem, "random").requires_grad_(False)

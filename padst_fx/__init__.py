@@ -13,7 +13,7 @@ import padst_fx.ops  # noqa: F401  (registers the ops)
 
 if TYPE_CHECKING:
     from padst_fx.checkpoint import CheckpointError, load, save
-    from padst_fx.dst import DST, SoftPermutation
+    from padst_fx.dst import DST, LearnedPermutation, SoftPermutation
     from padst_fx.layers import SparseLinear
     from padst_fx.planning import Plan, plan
     from padst_fx.projections import Projection, find_projections
@@ -26,6 +26,7 @@ _HOMES = {
     "load": "checkpoint",
     "save": "checkpoint",
     "DST": "dst",
+    "LearnedPermutation": "dst",
     "SoftPermutation": "dst",
     "SparseLinear": "layers",
     "Plan": "planning",
@@ -49,6 +50,7 @@ __all__ = [
     "Block",
     "CheckpointError",
     "Diag",
+    "LearnedPermutation",
     "Plan",
     "Projection",
     "SoftPermutation",

@@ -31,6 +31,21 @@ def test_ranks_agree_after_every_step(ranks, structure, method):
     assert any(not torch.equal(first[0][n], first[-1][n]) for n in first[0] if "index" in n)
 
 
+@pytest.mark.parametrize(("structure", "method"), ddp_worker.LEARNED, ids=str)
+def test_learned_permutations_agree_and_equal_one_rank_with_the_whole_batch(
+    ranks, structure, method
+):
+    first, second = (rank[f"{structure} {method} learned"] for rank in ranks)
+    for a, b in zip(first, second, strict=True):
+        assert all(torch.equal(a[name], b[name]) for name in a)
+    assert any(not torch.equal(first[0][n], first[-1][n]) for n in first[0] if "perm" in n)
+    if method == "rigl":
+        return
+    alone = ddp_worker.train(structure, method, rank=0, world=1, permutation="learned")
+    for a, b in zip(first, alone, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("structure", "method"), [c for c in ddp_worker.CASES if c[1] in ("set", "mest")], ids=str
 )

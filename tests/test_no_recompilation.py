@@ -11,23 +11,26 @@ import padst_fx
 from padst_fx import DST, NM, Block, Diag, Unstructured
 
 CASES = [
-    ("diag", "rigl", "inductor"),
-    ("diag", "dynadiag", "aot_eager"),
-    (Diag(width=8, run=2), "rigl", "aot_eager"),
-    (Block(8), "rigl", "aot_eager"),
-    (NM(1, 4), "rigl", "aot_eager"),
-    (Unstructured(), "rigl", "aot_eager"),
+    ("diag", "rigl", "inductor", "random"),
+    ("diag", "dynadiag", "aot_eager", "random"),
+    (Diag(width=8, run=2), "rigl", "aot_eager", "random"),
+    (Block(8), "rigl", "aot_eager", "random"),
+    (NM(1, 4), "rigl", "aot_eager", "random"),
+    (Unstructured(), "rigl", "aot_eager", "random"),
+    ("diag", "rigl", "inductor", "learned"),
+    (Block(8), "set", "aot_eager", "learned"),
+    (NM(1, 4), "mest", "aot_eager", "learned"),
 ]
 
 
-@pytest.mark.parametrize(("structure", "method", "inner"), CASES, ids=str)
-def test_two_graphs_for_any_number_of_updates(structure, method, inner):
+@pytest.mark.parametrize(("structure", "method", "inner", "permutation"), CASES, ids=str)
+def test_two_graphs_for_any_number_of_updates(structure, method, inner, permutation):
     torch._dynamo.reset()
     counters.clear()
     entry = model_zoo.get("mixer")
     model = entry.build().train()
     sparsity = 0.75 if isinstance(structure, NM) else 0.9
-    padst_fx.sparsify(model, structure, sparsity, permutation="random")
+    padst_fx.sparsify(model, structure, sparsity, permutation=permutation)
     compiled = torch.compile(model, backend="padst", fullgraph=True, options={"inner": inner})
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
     dst = DST(model, optimizer, method, delta_t=5, t_end=10_000)

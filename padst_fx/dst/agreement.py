@@ -39,6 +39,17 @@ def merge_growth(state: LayerState, group: dist.ProcessGroup | None) -> None:
     state.growth = merged
 
 
+def sum_over_ranks(
+    mine: Tensor | None, like: Tensor, group: dist.ProcessGroup | None
+) -> Tensor | None:
+    """The sum of the ranks' tensors, None where no rank has one; `like` has their shape."""
+    if not any_rank(mine is not None, group, like.device):
+        return None
+    total = torch.zeros_like(like).contiguous() if mine is None else mine.contiguous()
+    dist.all_reduce(total, group=group)
+    return total
+
+
 def average_gradients(parameters: Iterable[nn.Parameter], group: dist.ProcessGroup | None) -> None:
     """Average gradients over ranks; for parameters that the model's wrapper may not know."""
     size = world_size(group)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from padst_fx.dst import agreement
 from padst_fx.dst.hardening import Hardening
 from padst_fx.dst.layer_state import LayerState
+from padst_fx.dst.learned_permutation import LearnedPermutation, LearnedPermutations
 from padst_fx.dst.methods import METHODS
 from padst_fx.dst.optimizer_state import base_optimizer, check_holds, slots
 from padst_fx.dst.schedule import SCHEDULES
@@ -38,14 +39,15 @@ class DST:
     """Dynamic sparse training of a sparsified model.
 
     Call `step()` after `optimizer.step()` at every step; every `delta_t` steps before `t_end`
-    it drops the weakest units of every layer and grows as many. `method` is "set", "rigl",
-    "mest" or "dynadiag" (for `Diag` only); `schedule` ("cosine", "linear", "constant") lowers
-    `drop_fraction`, the share of active units exchanged. `callback` is called with an `Update`
-    after each one. `seed` is for random growth. Steps that the optimizer skips (as
-    `torch.amp.GradScaler` does on overflow) do not count. "dynadiag" gives its scores a parameter
-    group of their own in the optimizer, so build learning-rate schedulers afterwards; so do soft
-    permutations, for which `soft` has the settings: they are projected after every optimizer step,
-    cost what `penalty()` says, and are hardened by a few of the updates.
+    it drops the weakest units of every layer, grows as many, and moves learned permutations.
+    `method` is "set", "rigl", "mest" or "dynadiag" (for `Diag` only); `schedule` ("cosine",
+    "linear", "constant") lowers `drop_fraction`, the share of active units exchanged. `callback`
+    is called with an `Update` after each one. `seed` is for random growth and for which positions
+    of learned permutations an update looks at; `learned` has their settings. Steps that the
+    optimizer skips (as `torch.amp.GradScaler` does on overflow) do not count. "dynadiag" gives its
+    scores a parameter group of their own in the optimizer, so build learning-rate schedulers
+    afterwards; so do soft permutations, for which `soft` has the settings: they are projected after
+    every optimizer step, cost what `penalty()` says, and are hardened by a few of the updates.
 
     Raises `ValueError` for unknown names (listing the valid ones) and values out of range, for
     a model without trainable sparse layers, for an optimizer that does not hold them, and for
@@ -64,6 +66,7 @@ class DST:
         seed: int = 0,
         callback: Callable[[Update], None] | None = None,
         process_group: dist.ProcessGroup | None = None,
+        learned: LearnedPermutation | None = None,
         soft: SoftPermutation | None = None,
     ) -> None:
         _check_choice("method", method, METHODS)
@@ -94,6 +97,7 @@ class DST:
         self.method.prepare(layers, self.optimizer)
         self.hardening.start(model)
         self.states = [LayerState.of(name, layer) for name, layer in layers]
+        self.permutations = LearnedPermutations(layers, learned or LearnedPermutation(), seed)
         self._attach()
 
     def _attach(self) -> None:
@@ -125,6 +129,7 @@ class DST:
         for state in self.states:
             state.disarm()
             MANAGERS.pop(state.layer, None)
+        self.permutations.close()
         self.states = []
         self.hardening.close()
 
@@ -136,6 +141,7 @@ class DST:
         if not self._optimizer_stepped:
             for state in self.states:
                 state.forget()
+            self.permutations.forget()
             return False
         self._optimizer_stepped = False
         self.steps += 1
@@ -146,7 +152,7 @@ class DST:
         if self._due(self.steps):
             changed |= self._update(soft)
         elif soft is not None:
-            self._finish(Update(self.steps, 0.0, (), (), soft))
+            self._finish(Update(self.steps, 0.0, (), (), soft=soft))
         self._prepare_next_step()
         return changed
 
@@ -182,6 +188,7 @@ class DST:
                 }
                 for state in self.states
             },
+            "permutations": self.permutations.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -194,7 +201,9 @@ class DST:
         self._optimizer_stepped = False
         self.generator.set_state(state_dict["generator"])
         self.hardening.load_state_dict(state_dict["hardening"])
+        self.permutations.load_counts(state_dict["permutations"])
         self._prepare_next_step()
+        self.permutations.load_layers(state_dict["permutations"])
         for state in self.states:
             saved = state_dict["layers"][state.name]
             state.exploration.bits[:] = saved["explored"].numpy()
@@ -220,13 +229,16 @@ class DST:
             if saved != repr(present):
                 raise ValueError(f"{state.name}: the state is of {saved}, the layer has {present}")
         self.hardening.check_state(state_dict["hardening"])
+        self.permutations.check_state(state_dict["permutations"])
 
     def _due(self, step: int) -> bool:
         return self._pending or (step % self.delta_t == 0 and step < self.t_end)
 
     def _prepare_next_step(self) -> None:
         """Arm the layers if the next step's scores are needed, else disarm them."""
-        scoring = self.method.needs_growth and self._due(self.steps + 1)
+        due = self._due(self.steps + 1)
+        scoring = self.method.needs_growth and due
+        self.permutations.prepare_next_step(due)
         for state in self.states:
             self.method.begin_step(state.layer, self.steps / self.t_end)
             if scoring:
@@ -261,22 +273,27 @@ class DST:
         if agreement.world_size(self.process_group) > 1 and self.method.needs_growth:
             for state in self.states:
                 agreement.merge_growth(state, self.process_group)
+        if agreement.world_size(self.process_group) > 1:
+            self.permutations.merge(self.process_group)
         reached = [state for state in self.states if self._has_scores(state)]
         fraction = self.schedule(self.steps, self.t_end, self.drop_fraction)
         scored = [(state, self._scores(state)) for state in reached]
         if self._put_off(scored):
             if soft is not None:
-                self._finish(Update(self.steps, 0.0, (), (), soft))
+                self._finish(Update(self.steps, 0.0, (), (), soft=soft))
             return False
         self._pending = False
+        permuted = self.permutations.read()
         choices = [self._choose(state, scores, fraction) for state, scores in scored]
         layers = [
             self._apply(state, choice) for state, choice in zip(reached, choices, strict=True)
         ]
         missed = tuple(s.name for s in self.states if not any(s is r for r in reached))
-        update = Update(self.steps, fraction, tuple(layers), missed, soft)
+        share = self.schedule(self.steps, self.t_end, 1.0)
+        permutations = self.permutations.update(permuted, share, self.optimizer, self.process_group)
+        update = Update(self.steps, fraction, tuple(layers), missed, permutations, soft)
         self._finish(update)
-        return update.grown > 0
+        return update.grown > 0 or update.moved > 0
 
     def _has_scores(self, state: LayerState) -> bool:
         return not (
@@ -295,6 +312,7 @@ class DST:
             for state, (drop, _, growth) in scored
             if not (torch.isfinite(drop).all() and torch.isfinite(growth).all())
         ]
+        bad += self.permutations.not_finite()
         device = self.states[0].layer.values.device
         if not agreement.any_rank(bool(bad), self.process_group, device):
             return False
@@ -302,6 +320,7 @@ class DST:
         self._pending = True
         for state in self.states:
             state.disarm()
+        self.permutations.disarm()
         log.warning(
             "step %d: non-finite scores in %s; the update is put off to the next step",
             self.steps,
@@ -338,6 +357,7 @@ class DST:
     def _finish(self, update: Update) -> None:
         for state in self.states:
             state.disarm()
+        self.permutations.disarm()
         self.last_update = update
         log.info(
             "step %d: %d units dropped and grown in %d layers",

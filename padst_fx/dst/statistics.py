@@ -22,6 +22,22 @@ class LayerUpdate:
 
 
 @dataclass(frozen=True)
+class PermutationUpdate:
+    """One layer's permutation after an update.
+
+    `considered` positions were looked at and `moved` of them read another feature than before;
+    `change_rate` is `moved` over all positions, `distance` the share of positions that do not
+    read the feature of their own number, 0 for the identity.
+    """
+
+    name: str
+    considered: int
+    moved: int
+    change_rate: float
+    distance: float
+
+
+@dataclass(frozen=True)
 class SoftUpdate:
     """What an update found of the soft permutations.
 
@@ -48,12 +64,18 @@ class Update:
     drop_fraction: float
     layers: tuple[LayerUpdate, ...]
     skipped: tuple[str, ...]
+    permutations: tuple[PermutationUpdate, ...] = ()
     soft: SoftUpdate | None = None
 
     @property
     def dropped(self) -> int:
         """Units dropped in all layers."""
         return sum(layer.dropped for layer in self.layers)
+
+    @property
+    def moved(self) -> int:
+        """Positions of learned permutations that read another feature than before."""
+        return sum(permutation.moved for permutation in self.permutations)
 
     @property
     def grown(self) -> int:

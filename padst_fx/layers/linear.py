@@ -25,6 +25,9 @@ from padst_fx.soft_permutation import near_identity_
 from padst_fx.structures import Pattern, Structure, parse_structure
 from padst_fx.structures.diag import DiagPattern
 
+# Positions of a learned permutation that one scoring step looks at, unless DST is told otherwise.
+DEFAULT_POSITIONS = 256
+
 
 class SparseLinear(nn.Module):
     """`y = S (Pi x) + b`, a drop-in for `nn.Linear`; `y = S (M x) + b` while `Pi` is soft.
@@ -36,6 +39,8 @@ class SparseLinear(nn.Module):
     `[in_features]` or of length 0 for the identity. Shapes, dtypes and addresses never change;
     `padst_fx.DST` writes into them. The attribute `probe` is neither: a tensor that no forward
     reads, whose `requires_grad` makes a step a scoring one and whose gradient is the growth score.
+    With a learned permutation `permutation_probe` does the same for the features that `positions`
+    read; otherwise both are None.
 
     Input `[..., in_features]`, output `[..., out_features]`, both of the parameters' dtype (or
     autocast's). Raises `StructureError` for dimensions the structure does not divide,
@@ -50,6 +55,8 @@ class SparseLinear(nn.Module):
     perm: Tensor
     absent: Tensor
     probe: Tensor
+    positions: Tensor | None
+    permutation_probe: Tensor | None
     temperature: Tensor | None
 
     def __init__(
@@ -87,6 +94,9 @@ class SparseLinear(nn.Module):
         if permutation == "soft":
             self.soften()
         self.register_buffer("absent", absent, persistent=False)
+        self.register_buffer("positions", None, persistent=False)
+        if permutation == "learned":
+            self.consider_positions(min(in_features, DEFAULT_POSITIONS))
         self.renew_probe()
         self.reset_parameters()
 
@@ -245,6 +255,11 @@ class SparseLinear(nn.Module):
         y = self.pattern.linear(x, self.effective_values(), self.index, perm, bias)
         if self.probe.requires_grad:
             y = self.pattern.probe(y, x, self.index, perm, self.probe)
+        if self.permutation_probe is not None and self.permutation_probe.requires_grad:
+            assert self.positions is not None
+            y = torch.ops.padst.permutation_probe(
+                y, x, self.perm, self.positions, self.permutation_probe
+            )
         return y
 
     @property
@@ -267,8 +282,17 @@ class SparseLinear(nn.Module):
         return "soft, hardened" if hardened else self.permutation
 
     def renew_probe(self) -> None:
-        """A new probe, without hooks and not asking for scores."""
+        """New probes, without hooks and not asking for scores."""
         self.probe = self._empty_probe()
+        self.permutation_probe = self._empty_permutation_probe()
+
+    def consider_positions(self, count: int) -> None:
+        """Let scoring steps look at `count` positions of a learned permutation, the first ones.
+
+        Another count than before is another shape: call it before the model is compiled.
+        """
+        self.positions = torch.arange(count, dtype=torch.int32, device=self.values.device)
+        self.permutation_probe = self._empty_permutation_probe()
 
     @staticmethod
     def _is_like(loaded: Any, own: Tensor) -> TypeGuard[Tensor]:
@@ -276,19 +300,28 @@ class SparseLinear(nn.Module):
         return isinstance(loaded, Tensor) and loaded.shape == own.shape and not loaded.is_meta
 
     def _empty_probe(self) -> Tensor:
-        """The scores' shape on one element of storage, beside the values."""
+        return self._probe_of(*self.pattern.probe_shape)
+
+    def _empty_permutation_probe(self) -> Tensor | None:
+        if self.positions is None:
+            return None
+        count = len(self.positions)
+        return self._probe_of(self.out_features + count, count)
+
+    def _probe_of(self, *shape: int) -> Tensor:
+        """A shape of scores on one element of storage, beside the values."""
         dtype = accumulation_dtype(self.values.dtype)
         element = torch.zeros(1, dtype=dtype, device=self.values.device)
-        return element.expand(self.pattern.probe_shape)
+        return element.expand(shape)
 
     def _follow_values(self) -> None:
         """Put what is not in the state dict where the values are; the probe keeps its hooks."""
         self.absent = self.values.new_empty(0).detach()
-        probe = self._empty_probe()
-        if torch._has_compatible_shallow_copy_type(self.probe, probe):
-            self.probe.data = probe
-        else:
-            self.probe = probe
+        self.probe = _moved(self.probe, self._empty_probe())
+        if self.permutation_probe is not None:
+            fresh = self._empty_permutation_probe()
+            assert fresh is not None
+            self.permutation_probe = _moved(self.permutation_probe, fresh)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseLinear:
         super()._apply(fn, recurse)
@@ -355,6 +388,14 @@ def bind(
         wanted = (out_features, in_features)
         raise ValueError(f"a pattern of shape {shape} does not fit a layer of shape {wanted}")
     return structure
+
+
+def _moved(probe: Tensor, fresh: Tensor) -> Tensor:
+    """A probe with the storage of `fresh`, the same object with its hooks where torch lets it."""
+    if not torch._has_compatible_shallow_copy_type(probe, fresh):
+        return fresh
+    probe.data = fresh
+    return probe
 
 
 def soft_top_k(alpha: Tensor, k: int, temperature: Tensor) -> Tensor:

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
-from padst_fx.ops import gather_gemm, growth_score, probe, scatter_gemm, shift
+from padst_fx.ops import (
+    gather_gemm,
+    growth_score,
+    permutation_probe,
+    probe,
+    scatter_gemm,
+    shift,
+)
 
-__all__ = ["gather_gemm", "growth_score", "probe", "scatter_gemm", "shift"]
+__all__ = ["gather_gemm", "growth_score", "permutation_probe", "probe", "scatter_gemm", "shift"]

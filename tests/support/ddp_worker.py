@@ -21,13 +21,12 @@ CASES = [
     for method in ("set", "rigl", "mest", "dynadiag")
     if method != "dynadiag" or structure == "diag"
 ]
-
-
 SOFT_CASES = [("diag", "set"), (Block(4), "rigl")]
 HARDEN_AT = 6
+LEARNED = [("diag", "set"), (Block(4), "mest"), ("unstructured", "rigl")]
 
 
-def make(structure, permutation="random") -> nn.Module:
+def make(structure, permutation: str) -> nn.Module:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16), nn.Linear(16, 4))
     sparsity = 0.5 if isinstance(structure, NM) else 0.75
@@ -70,6 +69,9 @@ def main() -> None:
             for structure, method in CASES}  # fmt: skip
     for structure, method in SOFT_CASES:
         seen[f"{structure} {method} soft"] = train(structure, method, rank, world, "soft")
+    for structure, method in LEARNED:
+        states = train(structure, method, rank, world, "learned")
+        seen[f"{structure} {method} learned"] = states
     torch.save(seen, os.path.join(sys.argv[1], f"{rank}.pt"))
     dist.destroy_process_group()
 

@@ -1,0 +1,127 @@
+"""The assignment of features to positions against dense float64 maths and brute force."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from padst_fx.dst.assignment import Gain, Wanted, assign, capture, choose_features, settled
+
+
+def problem(outputs=12, positions=6, tokens=4000, seed=0):
+    """Correlated inputs, weights behind a mask, and the signal of a squared loss to a target."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    x = draw(tokens, positions) @ (torch.eye(positions) + 0.3 * draw(positions, positions))
+    mask = draw(outputs, positions) > 0
+    values = draw(outputs, positions) * mask
+    target = draw(outputs, positions)
+    gradient = (x @ (values - target).t()).t() @ x
+    return torch.cat((gradient, x.t() @ x)), mask, values, target
+
+
+def test_what_is_wanted_is_the_least_squares_step():
+    signal, _, values, target = problem()
+    wanted = Wanted.of(signal, shrinkage=1e-12)
+    torch.testing.assert_close(wanted.change, target - values)
+
+
+def test_full_shrinkage_takes_features_for_uncorrelated():
+    signal, _, _, _ = problem()
+    wanted = Wanted.of(signal, shrinkage=1.0)
+    torch.testing.assert_close(wanted.change, -signal[:12] / signal[12:].diagonal())
+
+
+def test_a_dead_feature_wants_nothing():
+    signal, _, _, _ = problem()
+    signal[:, 2] = signal[14] = 0
+    wanted = Wanted.of(signal, shrinkage=0.1)
+    assert torch.isfinite(wanted.change).all()
+    assert (wanted.change[:, 2] == 0).all() and wanted.power[2] == 0
+
+
+def test_capture_is_the_energy_over_the_active_rows():
+    signal, mask, _, _ = problem()
+    wanted = Wanted.of(signal, 0.1)
+    score = capture(wanted.change, wanted.power, mask)
+    for j, c in itertools.product(range(6), range(6)):
+        rows = mask[:, j]
+        expected = (wanted.change[rows, c] ** 2).sum() * wanted.power[c]
+        torch.testing.assert_close(score[j, c], expected)
+
+
+def test_gain_is_the_capture_of_values_and_what_is_wanted_together():
+    signal, mask, values, _ = problem()
+    wanted = Wanted.of(signal, 0.1)
+    gain = Gain(wanted, values, mask)
+    for trust in (0.0, 0.7, 3.0):
+        expected = capture(wanted.change + trust * values, wanted.power, mask)
+        torch.testing.assert_close(gain.score(trust), expected)
+
+
+@given(st.integers(0, 10**6))
+@settings(max_examples=25, deadline=None)
+def test_assignment_is_the_best_of_all(seed):
+    score = torch.rand(5, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    orders = itertools.permutations(range(5))
+    best = max(float(score[torch.arange(5), torch.tensor(order)].sum()) for order in orders)
+    chosen = assign(score)
+    assert chosen.sort().values.tolist() == list(range(5))
+    assert float(score[torch.arange(5), chosen].sum()) == pytest.approx(best)
+
+
+def planted(seed):
+    """The target's columns lie in another order than the values'."""
+    generator = torch.Generator().manual_seed(seed)
+    true = torch.randperm(8, generator=generator)
+    columns = torch.randn(20, 8, generator=generator, dtype=torch.float64)
+    mask = torch.rand(20, 8, generator=generator) < 0.3
+    target = torch.zeros(20, 8, dtype=torch.float64)
+    target[:, true] = columns * mask
+    return target, mask, true
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_with_the_true_curvature_the_planted_order_is_found_and_kept(seed):
+    target, mask, true = planted(seed)
+    power = torch.ones(8, dtype=torch.float64)
+    curvature = 0.01
+    nothing = torch.zeros_like(target)
+    gain = Gain(Wanted(curvature * target, power), nothing, mask)
+    assert torch.equal(choose_features(gain, curvature, limit=8), true)
+    there = Wanted(torch.zeros_like(target), power)
+    gain = Gain(there, target[:, true] * mask, mask)
+    assert torch.equal(choose_features(gain, curvature, limit=8), torch.arange(8))
+
+
+@pytest.mark.parametrize("curvature", [None, 1e-9])
+@pytest.mark.parametrize("limit", [0, 2, 3, 8])
+def test_no_more_than_the_limit_move(curvature, limit):
+    signal, mask, values, _ = problem(positions=8)
+    gain = Gain(Wanted.of(signal, 0.1), values, mask)
+    order = choose_features(gain, curvature, limit)
+    assert order.sort().values.tolist() == list(range(8))
+    assert int((order != torch.arange(8)).sum()) <= limit
+
+
+def test_columns_of_equal_masks_are_not_exchanged():
+    signal, _, _, _ = problem(positions=8)
+    mask = torch.zeros(12, 8, dtype=torch.bool)
+    mask[:6, :4] = mask[6:, 4:] = True
+    wanted = Wanted.of(signal, 0.1)
+    order = choose_features(Gain(wanted, torch.zeros(12, 8).double(), mask), 1.0, limit=8)
+    within = (order < 4) == (torch.arange(8) < 4)
+    assert torch.equal(order[within], torch.arange(8)[within])
+
+
+def test_features_that_nothing_decides_keep_their_order():
+    score = torch.zeros(6, 6, dtype=torch.float64)
+    score[0, 3] = 1.0
+    assert assign(settled(score)).tolist() == [3, 0, 1, 2, 4, 5]
