@@ -108,7 +108,7 @@ with torch.no_grad():
 
 BAD = {
     "an unknown option": ({"fuse_bais": True}, r"unknown option 'fuse_bais'.*did you mean 'fuse_"),
-    "the list of ours": ({"zzz": 1}, "inner, strict, fuse_bias, fuse_activation, structure, spars"),
+    "the list of ours": ({"zzz": 1}, "inner, strict, fuse_scatter, fuse_gather, fuse_bias, fuse_activation"),
     "an unknown inner": ({"inner": "inductro"}, "inductor, aot_eager, eager; got 'inductro'"),
     "no bool for strict": ({"strict": "yes"}, "strict must be True or False, got 'yes'"),
     "no bool for a pass": ({"fuse_bias": 1}, "fuse_bias must be True or False, got 1"),
