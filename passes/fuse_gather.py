@@ -23,8 +23,9 @@ class FuseGather:
     """Fuses a gather of all features into every op that reads its result.
 
     Kernels rely on `perm` being a permutation, so the index has to be one by contract: the `perm`
-    of one of our ops in the same graph. Only our ops read the result, forward and backward: so it runs on the joint graph, before it is decided what the
-    backward keeps. Siblings and their weight gradients share one composed index.
+    of one of our ops in the same graph. Only our ops read the result, forward and backward: so
+    it runs on the joint graph, before it is decided what the backward keeps. Siblings and their
+    weight gradients share one composed index.
     """
 
     name: ClassVar[str] = "fuse_gather"
@@ -37,7 +38,8 @@ class FuseGather:
             if source is None or source.dim() == 0:
                 continue
             index = last_axis_index(node.args[1], source.shape[-1], source.dim())
-            if index not in permutations or not all(reads_through(user, node) for user in node.users):
+            alone = all(reads_through(user, node) for user in node.users)
+            if index not in permutations or not alone:
                 continue
             assert index is not None
             for user in sorted(node.users):

@@ -108,7 +108,7 @@ with torch.no_grad():
 
 BAD = {
     "an unknown option": ({"fuse_bais": True}, r"unknown option 'fuse_bais'.*did you mean 'fuse_"),
-    "the list of ours": ({"zzz": 1}, "inner, strict, fuse_bias, fuse_activation, structure, spars"),
+    "the list of ours": ({"zzz": 1}, "inner, strict, fuse_scatter, fuse_gather, fuse_bias, fuse_a"),
     "an unknown inner": ({"inner": "inductro"}, "inductor, aot_eager, eager; got 'inductro'"),
     "no bool for strict": ({"strict": "yes"}, "strict must be True or False, got 'yes'"),
     "no bool for a pass": ({"fuse_bias": 1}, "fuse_bias must be True or False, got 1"),
@@ -159,6 +159,7 @@ def test_inductor_options_pass_through_and_ours_do_not(patches):
     options = {"max-autotune": True, "epilogue_fusion": False, "fuse_bias": False}
     torch.compile(torch.sin, backend="padst", options=options)(torch.ones(2))
     manager = patches.pop(PASS_KEY)
+    assert patches.pop("joint_custom_pre_pass").manager is manager
     assert patches == {"max_autotune": True, "epilogue_fusion": False}
     assert [graph_pass.name for graph_pass in manager.passes] == ["fuse_activation"]
 

@@ -17,10 +17,19 @@ from torch._inductor import config
 from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch.fx import Graph
 
-from padst_fx.passes import PASS_NAMES, PIPELINE, PassManager, build_pipeline, source_hash
+from padst_fx.passes import (
+    PASS_NAMES,
+    PIPELINE,
+    PassManager,
+    build_joint_pipeline,
+    build_pipeline,
+    source_hash,
+)
 from padst_fx.passes.fuse_activation import FuseActivation
 from padst_fx.passes.fuse_bias import FuseBias
+from padst_fx.passes.fuse_scatter import FuseScatter
 from padst_fx.passes.pass_manager import PassChain
+from padst_fx.passes.pipeline import JOINT_PIPELINE
 
 aten = torch.ops.aten
 
