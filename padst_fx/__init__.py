@@ -14,6 +14,7 @@ import padst_fx.ops  # noqa: F401  (registers the ops)
 if TYPE_CHECKING:
     from padst_fx.checkpoint import CheckpointError, load, save
     from padst_fx.dst import DST
+    from padst_fx.freezing import explain, freeze
     from padst_fx.layers import SparseLinear
     from padst_fx.planning import Plan, plan
     from padst_fx.projections import Projection, find_projections
@@ -26,6 +27,8 @@ _HOMES = {
     "load": "checkpoint",
     "save": "checkpoint",
     "DST": "dst",
+    "explain": "freezing",
+    "freeze": "freezing",
     "SparseLinear": "layers",
     "Plan": "planning",
     "plan": "planning",
@@ -55,7 +58,9 @@ __all__ = [
     "StructureError",
     "Unstructured",
     "densify",
+    "explain",
     "find_projections",
+    "freeze",
     "load",
     "plan",
     "save",
