@@ -136,7 +136,7 @@ class _Accountant:
         if gather.is_identity and (seam.index is None or seam.index.is_identity):
             return None
         if gather.is_identity:
-            fate, detail = self._removed(seam.source, seam.target)
+            fate, detail = self._removed(seam.source)
         else:
             fate = "gather"
             detail = "; ".join(
@@ -149,11 +149,23 @@ class _Accountant:
         self.fates[seam.consumer] = fate
         return Account(seam.consumer.name, gather.size, "", fate, detail)
 
-    def _removed(self, *axes: int) -> tuple[str, str]:
-        moved = [axis for axis in axes if not self.placement.order(axis).is_identity]
-        names = [name for axis in moved for name in self.holders.get(self.classes.find(axis), [])]
+    def _removed(self, axis: int) -> tuple[str, str]:
+        """What is stored in another order around an axis that needs no gather any more."""
+        neighbours = self.placement.neighbours()
+        pending, seen = [self.classes.find(axis)], set()
+        names: dict[str, None] = {}
+        while pending:
+            root = pending.pop()
+            if root in seen:
+                continue
+            seen.add(root)
+            if not self.placement.order(root).is_identity:
+                names.update(dict.fromkeys(self.holders.get(root, ())))
+            for seam in neighbours[root][0]:
+                if self.placement.gather(seam).is_identity:
+                    pending += [self.classes.find(seam.source), self.classes.find(seam.target)]
         if names:
-            return "folded", _listed(list(dict.fromkeys(names)))
+            return "folded", _listed(list(names))
         return "cancelled", "permutations around it"
 
     def _objection(self, reading: Reading) -> str:

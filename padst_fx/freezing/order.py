@@ -84,4 +84,4 @@ class Order:
 
     def tensor(self, dtype: torch.dtype = torch.int64) -> Tensor:
         """p as a tensor of its own on the CPU."""
-        return torch.tensor(self.positions, dtype=dtype)
+        return torch.from_numpy(self.positions.copy()).to(dtype)

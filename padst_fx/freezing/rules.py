@@ -16,6 +16,7 @@ from padst_fx.freezing import rules_products, rules_sparse, rules_views
 from padst_fx.freezing.broadcast import broadcast
 from padst_fx.freezing.layout import Layout
 from padst_fx.freezing.trace import Trace
+from padst_fx.passes.projection_op import arguments
 from padst_fx.projections import nodes
 
 Rule = Callable[[Trace, Node], Any]
@@ -30,6 +31,11 @@ def inactive_dropout(trace: Trace, node: Node) -> Layout | None:
     """Dropout passes features on in evaluation; in training it draws by position."""
     rate, train = nodes.arguments(node)[1:3]
     return None if train and rate > 0 else trace.read(node, nodes.arguments(node)[0])
+
+
+def check(trace: Trace, node: Node) -> Layout:
+    """An assertion about dtype, device and the like reads no entries."""
+    return Layout()
 
 
 def like(trace: Trace, node: Node) -> Layout:
@@ -91,11 +97,23 @@ def softmax(trace: Trace, node: Node) -> Layout:
     return layout
 
 
+def carried(trace: Trace, node: Node) -> Layout:
+    """Copies and casts of the first argument, whatever the others are."""
+    return trace.read(node, nodes.arguments(node)[0])
+
+
+def smaller_or_larger(trace: Trace, node: Node) -> Layout | None:
+    """`min` and `max` of two tensors, or over all of one; with a dimension they tell places."""
+    if len(node.all_input_nodes) == 2:
+        return pointwise(trace, node)
+    return reduction(trace, node) if len(node.args) == 1 else None
+
+
 def reduction(trace: Trace, node: Node) -> Layout:
     """Sums, means and the like do not depend on the order of what they reduce."""
-    source, *rest = nodes.arguments(node)
+    source = nodes.arguments(node)[0]
     rank = source.meta["val"].dim()
-    given = node.kwargs.get("dim", rest[0] if rest else None)
+    given = arguments(node).get("dim")
     if given is None or given == []:
         given = list(range(rank))
     dims = {dim % rank for dim in ([given] if isinstance(given, int) else given)}
@@ -163,15 +181,21 @@ RULES: dict[str, Rule] = {
         clamp_min clamp_max relu relu6 gelu silu mish elu selu celu leaky_relu hardtanh hardswish
         hardsigmoid softplus tanh sigmoid erf exp log sqrt rsqrt square reciprocal neg abs sin
         cos sign round floor ceil log1p expm1 fmod remainder isnan isinf nan_to_num
-        to _to_copy type_as clone contiguous alias detach detach_ lift_fresh_copy float half
-        bfloat16 double threshold log_sigmoid""",
+        threshold log_sigmoid""",
     ),
     **_table(
+        carried,
+        """to _to_copy type_as clone contiguous alias detach lift_fresh_copy float half bfloat16
+        double""",
+    ),
+    **_table(smaller_or_larger, "max min"),
+    **_table(
         reduction,
-        """sum mean amax amin prod var std linalg_vector_norm norm logsumexp all any max min""",
+        """sum mean amax amin prod var std linalg_vector_norm norm logsumexp all any""",
     ),
     **_table(softmax, "softmax _softmax _safe_softmax log_softmax _log_softmax"),
     **_table(inactive_dropout, "dropout feature_dropout alpha_dropout feature_alpha_dropout"),
+    **_table(check, "_assert_tensor_metadata sym_size sym_numel"),
     **_table(like, "zeros_like ones_like full_like zeros ones full new_zeros new_ones new_full"),
     "layer_norm": normalisation(slice(2, 4)),
     "rms_norm": normalisation(slice(2, 3)),

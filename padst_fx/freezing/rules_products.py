@@ -112,7 +112,34 @@ def carried(trace: Trace, layout: Layout, dim: int, size: Any, reason: str) -> l
     return [group]
 
 
+def convolution(trace: Trace, node: Node) -> Layout | None:
+    """A convolution in one group mixes channels as a product does; places stay."""
+    names = [argument.name for argument in node.target._schema.arguments]
+    given = dict(zip(names, node.args, strict=False)) | node.kwargs
+    if given.get("groups", 1) != 1:
+        return None
+    rank = node.meta["val"].dim()
+    reason = f"{node.name} needs places in order"
+    inputs, kernel = trace.read(node, given["input"]), trace.read(node, given["weight"])
+    channels = inputs.at(1) if given["input"].meta["val"].dim() == rank else None
+    for group in (*inputs.groups, *kernel.groups):
+        if group.dims[-1] >= 2:
+            trace.fix(group, reason)
+    trace.agree(channels, kernel.at(1), f"{node.name} multiplies a part of it")
+    rows = kernel.at(0)
+    if isinstance(given.get("bias"), Node):
+        trace.agree(rows, trace.read(node, given["bias"]).at(0), f"{node.name} adds a bias")
+    places = [
+        group
+        for dim in range(2, rank)
+        for group in trace.new_group(dim, sizes_of(node)[dim], reason)
+    ]
+    batch = [group for group in inputs.groups if group.dims == (0,)]
+    return Layout((*batch, *([Group((1,), rows.axis)] if rows else []), *places))
+
+
 RULES = {
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), convolution),
     "linear": linear,
     "addmm": addmm,
     "mm": matmul,

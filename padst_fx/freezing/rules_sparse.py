@@ -23,12 +23,14 @@ def projection(trace: Trace, node: Node) -> Layout | None:
     last = named["x"].meta["val"].dim() - 1
     feature = inputs.at(last)
     size = int(named["x"].meta["val"].shape[-1])
-    if feature is not None and feature.is_whole:
-        order = Order.of(perm) if perm.numel() else Order.identity(size)
-        cost = sparse_order.READING_COST[kernel_of(node)] * pass_cost(named["x"])
-        trace.readings.append(Reading(node, feature.axis, order, cost))
-    else:
-        trace.fix(feature, f"{node.name} reads a part of it")
+    trace.readings.append(
+        Reading(
+            node,
+            _whole_axis(trace, feature, size, f"{node.name} reads a part of it"),
+            Order.of(perm) if perm.numel() else Order.identity(size),
+            sparse_order.READING_COST[kernel_of(node)] * pass_cost(named["x"]),
+        )
+    )
     kept = inputs.without(feature) if feature else inputs
     rows = trace.new_group(last, int(node.meta["val"].shape[-1]))
     if rows:
@@ -41,6 +43,14 @@ def projection(trace: Trace, node: Node) -> Layout | None:
         if bias.numel():
             trace.agree(Group((0,), rows[0].axis), trace.read(node, named["bias"]).at(0), reason)
     return Layout((*kept.groups, *rows))
+
+
+def _whole_axis(trace: Trace, group: Group | None, size: int, reason: str) -> int:
+    """The axis of a group; where that is no whole one, an axis that stays as it is."""
+    if group is not None and group.is_whole:
+        return group.axis
+    trace.fix(group, reason)
+    return trace.classes.new(size, reason)
 
 
 def kernel_of(node: Node) -> str:

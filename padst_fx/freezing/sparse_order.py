@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,7 +41,7 @@ def with_inputs(
     kernel: str, values: Tensor, index: Tensor, window: int, order: Order
 ) -> tuple[Tensor, Tensor]:
     """Values and index that read input `order[j]` where they read input j."""
-    source = torch.from_numpy(order.positions.copy())
+    source = order.tensor()
     if kernel == "scatter_gemm":
         return _with_row_blocks(values, index, order.inverse)
     group = values.shape[2]
@@ -82,7 +81,7 @@ def with_outputs(
     if kernel == "gather_gemm":
         return _with_row_blocks(values, index, order)
     group = values.shape[2]
-    target = torch.from_numpy(order.inverse.positions.copy()).view(-1, group)
+    target = order.inverse.tensor().view(-1, group)
     place = (target % group)[index.long()].unsqueeze(-1).expand_as(values)
     moved = torch.empty_like(values).scatter_(2, place, values)
     return _sorted(moved, (target[:, 0] // group)[index.long()].to(index.dtype))
@@ -91,7 +90,7 @@ def with_outputs(
 def _with_row_blocks(values: Tensor, index: Tensor, order: Order) -> tuple[Tensor, Tensor]:
     """Row blocks, and the rows in them, taken in another order."""
     rows = values.shape[3]
-    source = torch.from_numpy(np.ascontiguousarray(order.positions)).view(-1, rows)
+    source = order.tensor().view(-1, rows)
     block = source[:, 0] // rows
     within = (source % rows)[:, None, None, :].expand_as(values)
     return values[block].gather(3, within), index[block]

@@ -73,7 +73,29 @@ class Trace:
         else:
             rule = rules.get(nodes.operator_name(node))
             layout = None if rule is None or _writes(node) else rule(self, node)
-            self.layouts[node] = self.barrier(node) if layout is None else layout
+            self.layouts[node] = self._completed(
+                node, self.barrier(node) if layout is None else layout
+            )
+
+    def _completed(self, node: Node, found: Any) -> Any:
+        """The layouts with an axis, barred, for each dimension that a rule says nothing of."""
+        value = node.meta.get("val")
+        if isinstance(found, list):
+            assert isinstance(value, (list, tuple))
+            pairs = zip(found, value, strict=True)
+            return [self._complete(node, layout, tensor) for layout, tensor in pairs]
+        return self._complete(node, found, value)
+
+    def _complete(self, node: Node, layout: Layout | None, value: Any) -> Layout | None:
+        if layout is None or not isinstance(value, Tensor):
+            return layout
+        missing = [
+            group
+            for dim, size in enumerate(value.shape)
+            if layout.at(dim) is None
+            for group in self.new_group(dim, size, f"{node.name} cuts, merges or picks entries")
+        ]
+        return Layout((*layout.groups, *missing))
 
     # What rules ask for.
 
@@ -119,7 +141,9 @@ class Trace:
         if group.is_whole:
             self.seams.append(Seam(producer, consumer, dim, group.axis, result, cost, index))
         else:
-            self.fix(group, f"{consumer.name} reorders a part of it")
+            reason = f"{consumer.name} reorders a part of it"
+            self.fix(group, reason)
+            self.classes.fix(result, reason)
         return Layout((*layout.without(group).groups, Group((dim,), result)))
 
     def new_layout(self, node: Node, fixed: str | None) -> Layout:
