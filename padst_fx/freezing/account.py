@@ -92,6 +92,7 @@ class _Accountant:
         self.placement = placement
         self.trace = placement.trace
         self.classes = placement.trace.classes
+        self.neighbours = placement.neighbours()
         self.fates: dict[Node, str] = {}
         self.holders: dict[int, list[str]] = {}
         for node, layout in self.trace.layouts.items():
@@ -151,7 +152,7 @@ class _Accountant:
 
     def _removed(self, axis: int) -> tuple[str, str]:
         """What is stored in another order around an axis that needs no gather any more."""
-        neighbours = self.placement.neighbours()
+        neighbours = self.neighbours
         pending, seen = [self.classes.find(axis)], set()
         names: dict[str, None] = {}
         while pending:
@@ -170,7 +171,7 @@ class _Accountant:
 
     def _objection(self, reading: Reading) -> str:
         """The nearest thing that bars the layer's input from lying in the order it reads in."""
-        neighbours = self.placement.neighbours()
+        neighbours = self.neighbours
         pending = deque([(self.classes.find(reading.axis), reading.perm)])
         seen: set[int] = set()
         while pending:
