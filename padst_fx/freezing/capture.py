@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import Graph, GraphModule, Node, Tracer
 
 from padst_fx.compiled import uncompiled
 from padst_fx.projections.graph import arguments, exported
@@ -43,6 +43,8 @@ def _writes(node: Node) -> bool:
 def _unlifted(program: ExportedProgram) -> GraphModule:
     """A graph module that can be trained, evaluated, copied and traced like any other."""
     module = program.module(check_guards=False)
+    # A saved graph module is read back by its tracer, and export's cannot be made again.
+    module.graph._tracer_cls = Tracer
     return GraphModule(module, module.graph)
 
 
