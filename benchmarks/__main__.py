@@ -18,6 +18,7 @@ from torch._inductor import config as inductor
 from benchmarks import (
     cold_start,
     cost_records,
+    frozen,
     kernels,
     machine,
     memory,
@@ -33,6 +34,7 @@ from benchmarks.table import Table
 TABLES: dict[str, Callable[[Settings], Table]] = {
     "kernels": kernels.run,
     "models": models.run,
+    "frozen": frozen.run,
     "training": training.run,
     "updates": updates.run,
     "memory": memory.run,
