@@ -18,6 +18,7 @@ from torch._inductor import config as inductor
 from benchmarks import (
     cold_start,
     cost_records,
+    frozen,
     kernels,
     machine,
     memory,
@@ -36,6 +37,7 @@ TABLES: dict[str, Callable[[Settings], Table]] = {
     "kernels": kernels.run,
     "kernels-bf16": kernels.run_bfloat16,
     "models": models.run,
+    "frozen": frozen.run,
     "training": training.run,
     "updates": updates.run,
     "memory": memory.run,

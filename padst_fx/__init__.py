@@ -14,6 +14,7 @@ import padst_fx.ops  # noqa: F401  (registers the ops)
 if TYPE_CHECKING:
     from padst_fx.checkpoint import CheckpointError, load, save
     from padst_fx.dst import DST, LearnedPermutation, SoftPermutation
+    from padst_fx.freezing import explain, freeze
     from padst_fx.layers import SparseLinear
     from padst_fx.planning import Plan, plan
     from padst_fx.projections import Projection, find_projections
@@ -28,6 +29,8 @@ _HOMES = {
     "DST": "dst",
     "LearnedPermutation": "dst",
     "SoftPermutation": "dst",
+    "explain": "freezing",
+    "freeze": "freezing",
     "SparseLinear": "layers",
     "Plan": "planning",
     "plan": "planning",
@@ -59,7 +62,9 @@ __all__ = [
     "StructureError",
     "Unstructured",
     "densify",
+    "explain",
     "find_projections",
+    "freeze",
     "load",
     "plan",
     "save",

@@ -268,6 +268,8 @@ class SparseLinear(nn.Module):
 
         It has the structure's layout; the dense matrix is `dense_weight()`, the parameter `values`.
         """
+        if torch.compiler.is_exporting():
+            return self.values  # a fake tensor cannot become a subclass
         return self.values.as_subclass(StoredValues)
 
     @property

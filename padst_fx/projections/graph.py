@@ -50,7 +50,7 @@ def from_graph(model: nn.Module, example_inputs: Any) -> list[Projection]:
     """The projections of `model`, in registration order, with roles read from its graph alone."""
     from padst_fx.projections.interpreter import Interpreter
 
-    args, kwargs = _arguments(example_inputs)
+    args, kwargs = arguments(example_inputs)
     for name, parameter in model.named_parameters():
         if is_lazy(parameter):
             raise ValueError(
@@ -65,7 +65,8 @@ def from_graph(model: nn.Module, example_inputs: Any) -> list[Projection]:
     )
 
 
-def _arguments(example_inputs: Any) -> tuple[tuple, dict[str, Any]]:
+def arguments(example_inputs: Any) -> tuple[tuple, dict[str, Any]]:
+    """Example inputs as positional and keyword arguments, or a `TypeError`."""
     if isinstance(example_inputs, torch.Tensor):
         return (example_inputs,), {}
     if isinstance(example_inputs, tuple):
@@ -82,20 +83,36 @@ def _arguments(example_inputs: Any) -> tuple[tuple, dict[str, Any]]:
 
 def export(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> ExportedProgram:
     """The exported program of `model` wrapped in TensorsOnly, without the fused attention path."""
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
     wrapper = TensorsOnly(model)
     wrapper.training = model.training
+    hint = "; call without example_inputs to go by module names"
+    return exported(wrapper, args, kwargs, name=type(model).__name__, hint=hint)
+
+
+def exported(
+    model: nn.Module,
+    args: tuple,
+    kwargs: dict[str, Any],
+    dynamic_shapes: Any = None,
+    name: str | None = None,
+    hint: str = "",
+) -> ExportedProgram:
+    """The exported program, without the fused attention path; a `ValueError` with the cause where
+    there is none."""
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*was assigned during export.*")
-            return torch.export.export(wrapper, args, kwargs, strict=False)
+            return torch.export.export(
+                model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False
+            )
     except Exception as error:
         lines = str(error).strip().splitlines()
         cause = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
         raise ValueError(
-            f"cannot export {type(model).__name__} with these example_inputs ({cause}); "
-            "call without example_inputs to go by module names"
+            f"cannot export {name or type(model).__name__} with these example_inputs ({cause})"
+            f"{hint}"
         ) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
