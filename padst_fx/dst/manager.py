@@ -41,9 +41,10 @@ class DST:
     `method` is "set", "rigl", "mest" or "dynadiag" (for `Diag` only); `schedule` ("cosine",
     "linear", "constant") lowers `drop_fraction`, the share of active units exchanged. `callback`
     is called with an `Update` after each one. `seed` is for random growth and for which positions
-    of learned permutations an update looks at; `learned` has their settings. Steps that the optimizer
-    skips (as `torch.amp.GradScaler` does on overflow) do not count. "dynadiag" gives its scores a parameter
-    group of their own in the optimizer, so build learning-rate schedulers afterwards.
+    of learned permutations an update looks at; `learned` has their settings. Steps that the
+    optimizer skips (as `torch.amp.GradScaler` does on overflow) do not count. "dynadiag" gives
+    its scores a parameter group of their own in the optimizer, so build learning-rate schedulers
+    afterwards.
 
     Raises `ValueError` for unknown names (listing the valid ones) and values out of range, for
     a model without trainable sparse layers, for an optimizer that does not hold them, and for
