@@ -68,7 +68,7 @@ def row(dense: nn.Module, digits: Digits, seed: int, name: str, sparsity: float,
     for path, layer in model.named_modules():
         if isinstance(layer, padst_fx.SparseLinear):
             kept += float(layer.dense_weight().square().sum())
-            total += float(dense.get_submodule(path).weight.detach().square().sum())  # type: ignore[operator, union-attr]
+            total += float(dense.get_submodule(path).weight.detach().square().sum())  # type: ignore[operator]
     return {
         "seed": seed,
         "structure": name,

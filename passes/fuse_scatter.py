@@ -54,7 +54,12 @@ class FuseScatter:
 
 
 def _is_zero(node: Any) -> bool:
-    return isinstance(node, Node) and node.target is aten.full.default and node.args[1] == 0
+    return (
+        isinstance(node, Node)
+        and node.target is aten.full.default
+        and isinstance(node.args[1], int | float)
+        and node.args[1] == 0
+    )
 
 
 def _input_grads(node: Any, user: Node) -> list[Node]:

@@ -48,7 +48,7 @@ class LearnedPermutation:
             )
         for name in ("fraction", "shrinkage"):
             value = getattr(self, name)
-            if not isinstance(value, Real) or not 0 < value <= 1:
+            if not isinstance(value, Real) or not 0 < float(value) <= 1:
                 raise ValueError(f"LearnedPermutation: {name} must be in (0, 1], got {value!r}")
 
 

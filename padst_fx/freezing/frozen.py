@@ -18,6 +18,7 @@ from padst_fx.freezing.rewrite import Rewriter
 from padst_fx.freezing.rules import RULES
 from padst_fx.freezing.rules_sparse import kernel_of, window_of
 from padst_fx.freezing.trace import Reading, Trace
+from padst_fx.layers.linear import SparseLinear
 from padst_fx.passes.projection_op import arguments
 
 
@@ -52,7 +53,7 @@ def freeze(
     (`padst_fx.cost.CostModel`) at the number of tokens that the example inputs have.
 
     Raises `TypeError` for example inputs of another kind and `ValueError` for a model that
-    cannot be exported with them.
+    cannot be exported with them, or has permutations that are soft still.
     """
     placement, choices = _placed(model, example_inputs, dynamic_shapes, skip_slower)
     report = Report.of(placement, choices)
@@ -75,11 +76,21 @@ def explain(
     return Report.of(placement, choices)
 
 
+def _is_soft(module: nn.Module) -> bool:
+    return isinstance(module, SparseLinear) and module.soft_perm is not None
+
+
 def _placed(
     model: nn.Module, example_inputs: Any, dynamic_shapes: Any, skip_slower: bool
 ) -> tuple[Placement, tuple[DenseChoice, ...]]:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    soft = [n for n, m in model.named_modules() if _is_soft(m)]
+    if soft:
+        raise ValueError(
+            f"the permutation of {soft[0]} is soft still ({len(soft)} such layers): train on until "
+            "DST has hardened it (SoftPermutation(harden_at=...) says when)"
+        )
     module = capture(model, example_inputs, dynamic_shapes)
     choices = replace_slower(module, model) if skip_slower else ()
     trace = Trace.of(module, RULES)

@@ -113,7 +113,6 @@ def _entry(
 
 def sliced(trace: Trace, node: Node) -> Layout:
     """Adjacent entries of a dimension."""
-    source, dim, start, end, step = (*nodes.arguments(node), *(0, None, None, 1))[:5]
     args = nodes.arguments(node)
     source = args[0]
     dim, start, end, step = (*args[1:], *(0, None, None, 1)[len(args) - 1 :])

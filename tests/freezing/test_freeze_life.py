@@ -175,3 +175,10 @@ def test_a_dense_model_and_one_without_permutations():
     assert torch.equal(frozen(x), plain(x))
     assert "0 permutations: none to do anything about" in str(frozen.report)
     assert not padst_fx.freeze(mlp(permutation="identity"), torch.randn(3, 16)).report.accounts
+
+
+def test_a_soft_permutation_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16))
+    padst_fx.sparsify(model, "diag", 0.75, include="2", permutation="soft")
+    with pytest.raises(ValueError, match="permutation of 2 is soft still"):
+        padst_fx.freeze(model, torch.randn(3, 16))
