@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-BISECTIONS = 8
+BISECTIONS = 5
 # By this much more staying counts: among columns of equal masks an exchange gains nothing.
 INERTIA = 1e-3
 # What nothing else decides (features that are zero, say) the distance does, not rounding.

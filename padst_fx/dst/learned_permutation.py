@@ -258,14 +258,10 @@ class LearnedPermutations:
         order = choose_features(gain, state.curvature.value, limit).to(considered.device)
         if agreement.world_size(group) > 1:
             order = agreement.share_units(order, group)
-        layer.perm.index_copy_(0, considered, layer.perm[considered[order]])
-        tensors = [layer.values, *slots(optimizer, f"{state.name}.values", layer.values)]
-        if layer.values.grad is not None:
-            tensors.append(layer.values.grad)
-        for tensor in tensors:
-            follow_features(layer, tensor.detach(), considered, order)
-        state.expect(wanted, order)
         moved = int((order != torch.arange(len(order), device=order.device)).sum())
+        if moved:
+            self._carry_out(state, order, optimizer)
+        state.expect(wanted, order)
         own = torch.arange(layer.in_features, device=considered.device)
         return PermutationUpdate(
             name=state.name,
@@ -274,6 +270,19 @@ class LearnedPermutations:
             change_rate=moved / layer.in_features,
             distance=float((layer.perm != own).double().mean()),
         )
+
+    @staticmethod
+    def _carry_out(
+        state: PermutationState, order: Tensor, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Exchange features, and weights, slots and a gradient still there with them."""
+        layer, considered = state.layer, state.positions.long()
+        layer.perm.index_copy_(0, considered, layer.perm[considered[order]])
+        tensors = [layer.values, *slots(optimizer, f"{state.name}.values", layer.values)]
+        if layer.values.grad is not None:
+            tensors.append(layer.values.grad)
+        for tensor in tensors:
+            follow_features(layer, tensor.detach(), considered, order)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the settings and the seed."""
