@@ -1,7 +1,7 @@
 """Frozen models behind random permutations against the same models behind identities.
 
-ViT-B/16 on 1 and on 16 images, and GPT-2 small on 1 and on 16 prompts, 90 % sparse but for the head,
-fp32, frozen and compiled. Checked against the model that was frozen.
+ViT-B/16 on 1 and on 16 images, and GPT-2 small on 1 and on 16 prompts, 90 % sparse but for the
+head, fp32, frozen and compiled. Checked against the model that was frozen.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def _pairs(rows: list[Row]) -> Iterator[tuple[Row, Row]]:
 
 
 def _cost(row: Row, plain: Row) -> str:
-    if "ok" != row["status"] or "ok" != plain["status"]:
+    if row["status"] != "ok" or plain["status"] != "ok":
         return ""
     return f"{row['microseconds'] / plain['microseconds']:.3f}"
 
