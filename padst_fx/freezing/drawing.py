@@ -23,9 +23,9 @@ COLOURS = {
 # Operators that are shown; what lies between them is an edge.
 SHOWN = frozenset(
     (
-        *("linear", "addmm", "mm", "matmul", "bmm", "conv2d", "embedding"),
-        *("layer_norm", "rms_norm", "batch_norm", "softmax", "scaled_dot_product_attention"),
-        *("add", "cat", "split", "index_select", "index"),
+        *("linear", "addmm", "mm", "matmul", "bmm", "conv2d", "embedding", "layer_norm"),
+        *("rms_norm", "batch_norm", "scaled_dot_product_attention", "add", "cat", "split"),
+        *("index_select", "index", "softmax"),
     )
 )
 

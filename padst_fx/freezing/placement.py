@@ -4,8 +4,8 @@ A labelling gives each class an order. It costs what its gathers cost: a pass ov
 every seam whose two sides differ, and a little at every sparse layer that must still read through
 a permutation. Starting with the identity everywhere, every order that some layer would like is
 tried as an *expansion*: each class keeps its order or takes the new one, and the best choice for
-all classes together is a minimum cut (Boykov, Veksler and Zabih, Fast approximate energy minimization
-via graph cuts, 2001). With one order to try the result is the optimum.
+all classes together is a minimum cut (Boykov, Veksler and Zabih, Fast approximate energy
+minimization via graph cuts, 2001). With one order to try the result is the optimum.
 """
 
 from __future__ import annotations

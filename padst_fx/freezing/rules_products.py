@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch.fx import Node
 
 from padst_fx.freezing.broadcast import agreed
 from padst_fx.freezing.layout import Group, Layout, sizes_of
 from padst_fx.freezing.trace import Trace
+from padst_fx.passes.projection_op import arguments
 from padst_fx.projections import nodes
 
 
@@ -115,9 +115,7 @@ def carried(trace: Trace, layout: Layout, dim: int, size: Any, reason: str) -> l
 
 def convolution(trace: Trace, node: Node) -> Layout | None:
     """A convolution in one group mixes channels as a product does; places stay."""
-    assert isinstance(node.target, torch._ops.OpOverload)
-    names = [argument.name for argument in node.target._schema.arguments]
-    given = dict(zip(names, node.args, strict=False)) | node.kwargs
+    given = arguments(node)
     if given.get("groups", 1) != 1:
         return None
     rank = node.meta["val"].dim()

@@ -115,7 +115,8 @@ def sliced(trace: Trace, node: Node) -> Layout:
     """Adjacent entries of a dimension."""
     args = nodes.arguments(node)
     source = args[0]
-    dim, start, end, step = (*args[1:], *(0, None, None, 1)[len(args) - 1 :])
+    given: tuple[Any, ...] = (*args[1:], *(0, None, None, 1)[len(args) - 1 :])
+    dim, start, end, step = given
     dim %= source.meta["val"].dim()
     layout, before, after = trace.read(node, source), sizes_of(source), sizes_of(node)
     group = layout.at(dim)

@@ -1,10 +1,11 @@
-"""Structured weights in another order of their inputs or outputs, where their layout has it.
+"""Structured weights in another order of their inputs or outputs, where their layout has it: what can be
+moved as a whole, and shuffled within.
 
 | kernel | inputs | outputs |
 |---|---|---|
 | `shift` | as they are | as they are |
-| `gather_gemm` (`Block`, `NM`, wide `Diag` with more inputs) | whole groups or windows | whole row blocks |
-| `scatter_gemm` (wide `Diag` with more outputs) | whole row blocks | whole groups |
+| `gather_gemm` (`Block`, `NM`, wide `Diag` if `O < I`) | groups or windows | row blocks |
+| `scatter_gemm` (wide `Diag` if `O >= I`) | row blocks | groups |
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ def test_it_exports_again(pair):
 
 
 def test_it_is_saved_whole_and_by_state(pair):
-    model, frozen = pair
+    _, frozen = pair
     x = torch.randn(3, 16)
     file = io.BytesIO()
     torch.save(frozen, file)
@@ -160,7 +160,7 @@ def test_explain_names_what_bars():
 
 @pytest.mark.parametrize("function", [padst_fx.freeze, padst_fx.explain])
 def test_refused(function):
-    with pytest.raises(TypeError, match="model must be a torch.nn.Module, got str"):
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got str"):
         function("model", torch.randn(3, 16))
     with pytest.raises(TypeError, match="example_inputs must be a tensor, a tuple"):
         function(mlp(), 3)
