@@ -1,5 +1,6 @@
-"""Structured weights in another order of their inputs or outputs, where their layout has it: what can be
-moved as a whole, and shuffled within.
+"""Structured weights in another order of their inputs or outputs, where their layout has it.
+
+What can be moved as a whole, and shuffled within:
 
 | kernel | inputs | outputs |
 |---|---|---|
