@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from padst_fx.dst import agreement
 from padst_fx.dst.assignment import Gain, Wanted, choose_features
+from padst_fx.dst.columns import Columns
 from padst_fx.dst.curvature import Curvature
 from padst_fx.dst.optimizer_state import slots
 from padst_fx.dst.statistics import PermutationUpdate
@@ -109,28 +110,26 @@ class PermutationState:
         arrived, probe.grad = probe.grad.detach(), None
         self.signal = arrived if self.signal is None else self.signal + arrived
 
-    def columns(self) -> tuple[Tensor, Tensor]:
-        """Mask and effective weights of the considered columns, each `[O, J]`."""
-        pattern, index, considered = self.layer.pattern, self.layer.index, self.positions.long()
-        values = pattern.dense(self.layer.effective_values().detach(), index)
-        return pattern.mask(index)[:, considered], values[:, considered]
+    def columns(self) -> Columns:
+        """The considered columns, as the units are now."""
+        return Columns.of(self.layer, self.positions.long())
 
     def observe(self, wanted: Wanted) -> None:
         """Learn the curvature from the columns moved last; `index` must be as it was then."""
         if self.moved is None or self.started is None or self.expected is None:
             return
-        mask, values = self.columns()
-        entries = mask & self.moved
+        columns = self.columns()
+        entries = columns.mask() & self.moved
+        values = columns.dense(self.layer.effective_values())
         trained = (values[entries] - self.started).to(wanted.change)
         self.curvature.observe(self.expected, wanted.change[entries], trained)
         self.moved = self.started = self.expected = None
 
-    def expect(self, wanted: Wanted, order: Tensor) -> None:
+    def expect(self, wanted: Wanted, order: Tensor, columns: Columns) -> None:
         """Remember what the positions that `order` has moved want of their new features."""
-        mask, values = self.columns()
         self.moved = order != torch.arange(len(order), device=order.device)
-        entries = mask & self.moved
-        self.started = values[entries]
+        entries = columns.mask() & self.moved
+        self.started = columns.dense(self.layer.effective_values())[entries]
         self.expected = wanted.change[:, order][entries]
 
     def state_dict(self) -> dict[str, Any]:
@@ -252,16 +251,17 @@ class LearnedPermutations:
         group: dist.ProcessGroup | None,
     ) -> PermutationUpdate:
         layer, considered = state.layer, state.positions.long()
-        mask, values = state.columns()
-        gain = Gain(wanted, values.to(wanted.change), mask)
+        columns = state.columns()
+        values = columns.dense(layer.effective_values()).to(wanted.change)
+        gain = Gain(wanted, values, columns.mask())
         limit = round(fraction * len(considered))
         order = choose_features(gain, state.curvature.value, limit).to(considered.device)
         if agreement.world_size(group) > 1:
             order = agreement.share_units(order, group)
         moved = int((order != torch.arange(len(order), device=order.device)).sum())
         if moved:
-            self._carry_out(state, order, optimizer)
-        state.expect(wanted, order)
+            self._carry_out(state, order, columns, optimizer)
+        state.expect(wanted, order, columns)
         own = torch.arange(layer.in_features, device=considered.device)
         return PermutationUpdate(
             name=state.name,
@@ -273,7 +273,10 @@ class LearnedPermutations:
 
     @staticmethod
     def _carry_out(
-        state: PermutationState, order: Tensor, optimizer: torch.optim.Optimizer
+        state: PermutationState,
+        order: Tensor,
+        columns: Columns,
+        optimizer: torch.optim.Optimizer,
     ) -> None:
         """Exchange features, and weights, slots and a gradient still there with them."""
         layer, considered = state.layer, state.positions.long()
@@ -282,7 +285,7 @@ class LearnedPermutations:
         if layer.values.grad is not None:
             tensors.append(layer.values.grad)
         for tensor in tensors:
-            follow_features(layer, tensor.detach(), considered, order)
+            columns.exchange(tensor, order)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the settings and the seed."""
@@ -304,15 +307,3 @@ class LearnedPermutations:
         """The rest; afterwards."""
         for state in self.states:
             state.load_state_dict(state_dict["layers"][state.name])
-
-
-def follow_features(layer: SparseLinear, tensor: Tensor, columns: Tensor, order: Tensor) -> None:
-    """Exchange columns in a tensor of the values' shape: `columns[k]` takes `columns[order[k]]`.
-
-    So a weight between an output and a feature stays what it was wherever the mask has room for
-    it at the feature's new position, and is zero where it is new.
-    """
-    pattern, index = layer.pattern, layer.index
-    dense = pattern.dense(tensor, index)
-    dense[:, columns] = dense[:, columns[order]]
-    tensor.copy_(pattern.values_from_dense(dense, index))
