@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import subprocess
 import sys
 
@@ -38,7 +37,8 @@ def test_import_adds_under_50_ms():
         "import padst_fx\n"
         "print(time.process_time() - start)\n"
     )
-    assert statistics.median(float(run(script)) for _ in range(3)) < 0.05
+    # The least of several: what else the machine does only adds.
+    assert min(float(run(script)) for _ in range(5)) < 0.05
 
 
 def test_every_public_name_is_there():
