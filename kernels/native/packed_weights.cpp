@@ -47,7 +47,8 @@ Stamp stamp(const at::Tensor& tensor) {
 
 using Owner = c10::weak_intrusive_ptr<c10::StorageImpl>;
 
-// The owners are held weakly: a new tensor at an old address is not taken for the old one.
+// The owners are held weakly: a new tensor at an old address is not taken for the old one. `packed`
+// is null where the tensors were met once as they are.
 struct Entry {
   Owner values_owner;
   Owner index_owner;
@@ -57,19 +58,24 @@ struct Entry {
   Packed packed;
 };
 
+struct Found {
+  bool met;
+  Packed packed;
+};
+
 class Cache {
  public:
-  Packed find(const void* key, const PackedForm& form, const Stamp& values, const Stamp& index) {
+  Found find(const void* key, const PackedForm& form, const Stamp& values, const Stamp& index) {
     const std::lock_guard<std::mutex> guard(mutex_);
     const auto [first, last] = entries_.equal_range(key);
     for (auto it = first; it != last; ++it) {
       const Entry& entry = it->second;
       if (entry.form == form && entry.values == values && entry.index == index &&
           !entry.values_owner.expired() && !entry.index_owner.expired()) {
-        return entry.packed;
+        return {true, entry.packed};
       }
     }
-    return nullptr;
+    return {false, nullptr};
   }
 
   void keep(const void* key, Entry entry) {
@@ -78,6 +84,10 @@ class Cache {
       return other == key && old.form == entry.form && old.values.data == entry.values.data;
     });
     entries_.emplace(key, std::move(entry));
+  }
+
+  void count() {
+    const std::lock_guard<std::mutex> guard(mutex_);
     ++made_;
   }
 
@@ -85,7 +95,7 @@ class Cache {
     const std::lock_guard<std::mutex> guard(mutex_);
     drop_if([](const void*, const Entry&) { return false; });
     int64_t total = 0;
-    for (const auto& [key, entry] : entries_) total += entry.form.bytes;
+    for (const auto& [key, entry] : entries_) total += entry.packed ? entry.form.bytes : 0;
     return total;
   }
 
@@ -124,13 +134,15 @@ Packed packed_weights(const at::Tensor& values, const at::Tensor& index, const P
   const Stamp values_stamp = stamp(values);
   const Stamp index_stamp = stamp(index);
   c10::StorageImpl* const owner = values.storage().unsafeGetStorageImpl();
-  if (Packed found = cache().find(owner, form, values_stamp, index_stamp)) return found;
+  const Found found = cache().find(owner, form, values_stamp, index_stamp);
+  if (found.packed) return found.packed;
   void* const memory = std::aligned_alloc(64, (form.bytes + 63) / 64 * 64);
   if (!memory) throw std::bad_alloc();
   Packed packed(memory, [](const void* data) { std::free(const_cast<void*>(data)); });
   pack(memory);
+  cache().count();
   cache().keep(owner, {values.storage().getWeakStorageImpl(), index.storage().getWeakStorageImpl(),
-                       form, values_stamp, index_stamp, packed});
+                       form, values_stamp, index_stamp, found.met ? packed : nullptr});
   return packed;
 }
 

@@ -30,7 +30,8 @@ struct PackedForm {
 using Packed = std::shared_ptr<const void>;
 
 // The packed form of `values` under `index`, made by `pack` when there is none of the tensors'
-// present versions. Null for tensors without versions (made under inference mode): these are packed
+// present versions. It is kept when it is asked for a second time: a training step asks once for
+// each form and would hold memory for nothing. Null for tensors without versions (made under inference mode): these are packed
 // in every call. A form of values that are gone is freed when the next one is made.
 //
 // Samples of the values are compared as well: a write to all of them that goes around versions
