@@ -19,7 +19,7 @@ import padst_fx
 from benchmarks import plots
 from benchmarks.compiled import compiled
 from benchmarks.measured import DENSE, Contestant, measure
-from benchmarks.models import TOLERANCE, gpt2_small, vit_b16
+from benchmarks.models import error_share, gpt2_small, vit_b16
 from benchmarks.settings import Settings
 from benchmarks.structures import SPARSITY, STRUCTURES
 from benchmarks.table import Row, Table, noise_note, ratio_cell
@@ -90,13 +90,7 @@ def _contestant(
     call = partial(compiled(form, "inductor" if name == DENSE else "padst"), argument)
     fates = ("folded", "absorbed", "read through", "gather")
     extra = {"permutation": permutation, **{fate: counts.get(fate, 0) for fate in fates}}
-    return Contestant(name, permutation, call, partial(_error, model(argument), call), extra)
-
-
-def _error(expected: Tensor, call: Callable[[], Tensor]) -> float:
-    """The largest error as a share of what is allowed; infinite for NaN."""
-    share = (call() - expected).abs().max() / (TOLERANCE * expected.abs().max())
-    return float(share.nan_to_num(nan=torch.inf))
+    return Contestant(name, permutation, call, partial(error_share, model(argument), call), extra)
 
 
 @torch.no_grad()

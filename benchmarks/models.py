@@ -136,7 +136,7 @@ def _modes(
     modes = {"eager": function} if eager else {}
     for mode, form in {**modes, "compiled": compiled(function, backend)}.items():
         call = partial(_call, form, workload.before, arguments)
-        check = partial(_error, expected, call)
+        check = partial(error_share, expected, call)
         yield Contestant(name, mode, call, check, {"permutation": permutation})
 
 
@@ -149,7 +149,7 @@ def _call(
     return function(*arguments)
 
 
-def _error(expected: Tensor, call: Callable[[], Tensor]) -> float:
+def error_share(expected: Tensor, call: Callable[[], Tensor]) -> float:
     """The largest error as a share of what is allowed; infinite for NaN."""
     share = (call() - expected).abs().max() / (TOLERANCE * expected.abs().max())
     return float(share.nan_to_num(nan=torch.inf))
