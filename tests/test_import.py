@@ -9,9 +9,6 @@ import pytest
 
 import padst_fx
 
-HEAVY = ("triton", "transformers", "tensorrt", "matplotlib", "sklearn", "networkx", "scipy", "rich")
-
-
 def run(script: str) -> str:
     process = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
@@ -19,26 +16,16 @@ def run(script: str) -> str:
     return process.stdout
 
 
-def test_no_heavy_import_and_no_cuda_context():
+def test_nothing_beside_torch_is_imported_and_no_cuda_context_is_made():
+    """What it takes in milliseconds is in the benchmarks: `python -m benchmarks cold-start`."""
     script = (
         "import sys, torch\n"
         "before = set(sys.modules)\n"
         "import padst_fx\n"
         "new = {name.split('.')[0] for name in set(sys.modules) - before}\n"
-        f"print(sorted(new & set({HEAVY!r})), torch.cuda.is_initialized())\n"
+        "print(sorted(new - sys.stdlib_module_names), torch.cuda.is_initialized())\n"
     )
-    assert run(script).strip() == "[] False"
-
-
-def test_import_adds_under_50_ms():
-    script = (
-        "import time, torch\n"
-        "start = time.process_time()\n"
-        "import padst_fx\n"
-        "print(time.process_time() - start)\n"
-    )
-    # The least of several: what else the machine does only adds.
-    assert min(float(run(script)) for _ in range(5)) < 0.05
+    assert run(script).strip() == "['padst_fx'] False"
 
 
 def test_every_public_name_is_there():

@@ -18,7 +18,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 
 from padst_fx.kernels.native import isa as isas
 
@@ -40,6 +39,8 @@ def library(isa: str) -> Path:
     path = cache_folder() / f"padst_fx_{isa}_{_key(isa)}.so"
     if path.exists():
         return path
+    from filelock import FileLock  # where something is built, and not for every import
+
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
