@@ -9,6 +9,7 @@ import pytest
 
 import padst_fx
 
+
 def run(script: str) -> str:
     process = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
