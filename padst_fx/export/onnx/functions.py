@@ -7,8 +7,8 @@ once, when it loads the file. `GatherGemm`, `ScatterGemm` and `Shift` are the wh
 
 from __future__ import annotations
 
-from onnxscript import script
 from onnxscript import opset18 as op
+from onnxscript import script
 from onnxscript.values import OnnxFunction, Opset
 
 DOMAIN = "padst"
