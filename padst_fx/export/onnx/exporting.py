@@ -18,6 +18,7 @@ from padst_fx.passes.projection_op import projection_ops
 from padst_fx.projections.graph import arguments
 
 if TYPE_CHECKING:
+    from padst_fx.export.onnx.masked import Names
     from padst_fx.export.onnx.report import Report
 
 PACKAGES = ("onnx", "onnxscript")
@@ -66,9 +67,14 @@ def export_onnx(
     opset = _checked_opset(opset)
     if weights not in STORAGE:
         raise ValueError(f"weights must be one of {', '.join(STORAGE)}; got {weights!r}")
-    program = _translated(_frozen(model, example_inputs, dynamic_shapes),
-                          example_inputs, dynamic_shapes, opset)  # fmt: skip
-    layers = define(program.model) if custom_ops else lower(program.model, _tokens(program))
+    frozen = _frozen(model, example_inputs, dynamic_shapes)
+    program = _translated(frozen, example_inputs, dynamic_shapes, opset)
+    names = _names(frozen.program)
+    layers = (
+        define(program.model, names)
+        if custom_ops
+        else lower(program.model, names, _tokens(program))
+    )
     if weights == "expanded":
         expand(program.model)
     return Report(write(program.model, target), opset, layers)
@@ -126,6 +132,18 @@ def _translated(
         raise ValueError(f"ONNX has no form for this model: {_cause(error)}") from error
     assert program is not None
     return program
+
+
+def _names(module: nn.Module) -> Names:
+    """The layers and shapes of matrices, by what tells these from others."""
+    from padst_fx.export.onnx.masked import fingerprint
+
+    tensors = module.state_dict().items()
+    return {
+        fingerprint(tensor.cpu().float().numpy()): (name.rpartition(".")[0], tuple(tensor.shape))
+        for name, tensor in tensors
+        if tensor.dim() > 1 and tensor.is_floating_point() and tensor.numel()
+    }
 
 
 def _tokens(program: torch.onnx.ONNXProgram) -> dict[str, int]:
