@@ -55,7 +55,7 @@ def export_onnx(
 
     Raises `ModuleNotFoundError` without the packages of `padst_fx[onnx]`, `TypeError` and
     `ValueError` as `freeze` does, `ValueError` for a model in training mode, an unknown opset or
-    value of `weights`, or a model that ONNX has no operators for, and `OSError` where the file
+    value of `weights` (with `custom_ops`: all but "compact"), or a model that ONNX has no operators for, and `OSError` where the file
     cannot be written. After an error no file has been written or changed.
     """
     _check_packages()
@@ -67,6 +67,8 @@ def export_onnx(
     opset = _checked_opset(opset)
     if weights not in STORAGE:
         raise ValueError(f"weights must be one of {', '.join(STORAGE)}; got {weights!r}")
+    if custom_ops and weights != "compact":
+        raise ValueError(f"custom_ops stores compact weights, got weights={weights!r}")
     frozen = _frozen(model, example_inputs, dynamic_shapes)
     program = _translated(frozen, example_inputs, dynamic_shapes, opset)
     names = _names(frozen.program)
