@@ -55,8 +55,9 @@ def export_onnx(
 
     Raises `ModuleNotFoundError` without the packages of `padst_fx[onnx]`, `TypeError` and
     `ValueError` as `freeze` does, `ValueError` for a model in training mode, an unknown opset or
-    value of `weights` (with `custom_ops`: all but "compact"), or a model that ONNX has no operators for, and `OSError` where the file
-    cannot be written. After an error no file has been written or changed.
+    value of `weights` (with `custom_ops`: another than "compact"), or a model that ONNX has no
+    operators for, and `OSError` where the file cannot be written. After an error no file has been
+    written or changed.
     """
     _check_packages()
     from padst_fx.export.onnx.files import check_target, write

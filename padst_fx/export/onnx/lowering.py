@@ -28,11 +28,11 @@ def lower(model: ir.Model, names: Names, tokens: dict[str, int]) -> tuple[Layer,
     """
     add_functions(model)
     writer = Writer(model.graph)
-    layers = []
-    for layer in list(sparse_nodes(model.graph)):
-        form = choose(layer, tokens[layer.name])
-        layers.append(described(layer, form))
-        writer.replace(layer.node, compute(writer, layer, form))
+    sparse = list(sparse_nodes(model.graph))
+    forms = {layer.node: choose(layer, tokens[layer.name]) for layer in sparse}
+    layers = [described(layer, forms[layer.node]) for layer in sparse]
+    for layer in sparse:
+        writer.replace(layer.node, compute(writer, layer, forms))
     layers += store_masked(writer, names)
     InlinePass()(model)
     remove_unused(model)
