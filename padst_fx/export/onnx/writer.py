@@ -30,7 +30,7 @@ class Writer:
 
     def shape(self, *sizes: int) -> ir.Value:
         """Sizes as an initializer; those of the same sizes are the same."""
-        name = "shape_" + "_".join(map(str, sizes)).replace("-1", "any")
+        name = "padst.shape_" + "_".join(map(str, sizes)).replace("-1", "any")
         known = self.graph.initializers.get(name)
         return self.constant(name, np.array(sizes, np.int64)) if known is None else known
 
