@@ -62,8 +62,8 @@ def _contestant(
 
 def _facts(report: Report) -> dict[str, Any]:
     forms = ", ".join(f"{count} {form}" for form, count in sorted(report.counts.items()))
-    share = round(report.share, 4) if report.layers else 1.0
-    return {"forms": forms, "megabytes": round(report.size / 1e6, 2), "stored": share}
+    size = round(report.size / 1e6, 2)
+    return {"forms": forms, "megabytes": size, "stored": round(report.share, 4)}
 
 
 def session(path: Path, threads: int) -> onnxruntime.InferenceSession:

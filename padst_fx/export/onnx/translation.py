@@ -20,9 +20,8 @@ def _node(name: str, index: str, *sizes: str) -> Op:
     """An operator without a body: lowering decides what stands in its place."""
     inputs = [
         OpSchema.FormalParameter(each, kind)
-        for each, kind in (("x", "T"), ("values", "T"), (index, "I"), ("perm", "I"), ("bias", "T"))
+        for each, kind in (("x", "T"), ("values", "T"), (index, "I"), ("perm", "P"), ("bias", "T"))
     ]
-    inputs[3] = OpSchema.FormalParameter("perm", "P")
     schema = OpSchema(
         name,
         DOMAIN,
