@@ -37,7 +37,8 @@ def Blocks(places):
 @script(PADST, default_opset=op)
 def GatherWeight(values, index, window: int, in_features: int):
     """`[in, R V]` from values `[R, E, G, V]` and index `[R, E]`."""
-    blocks, entries, group, tile = op.Split(op.Shape(values), num_outputs=4)
+    blocks, entries = op.Shape(values, start=0, end=1), op.Shape(values, start=1, end=2)
+    group, tile = op.Shape(values, start=2, end=3), op.Shape(values, start=3, end=4)
     inputs = op.Reshape(in_features, op.Constant(value_ints=[1]))
     size = op.Reshape(window, op.Constant(value_ints=[1]))
     windows = op.Div(op.Sub(op.Add(inputs, size), op.Constant(value_ints=[1])), size)
@@ -55,7 +56,8 @@ def GatherWeight(values, index, window: int, in_features: int):
 @script(PADST, default_opset=op)
 def ScatterWeight(values, index, out_features: int):
     """`[R V, out]` from values `[R, E, G, V]` and index `[R, E]`."""
-    blocks, entries, group, tile = op.Split(op.Shape(values), num_outputs=4)
+    blocks, entries = op.Shape(values, start=0, end=1), op.Shape(values, start=1, end=2)
+    group, tile = op.Shape(values, start=2, end=3), op.Shape(values, start=3, end=4)
     outputs = op.Reshape(out_features, op.Constant(value_ints=[1]))
     places = PADST.Stretches(op.Mul(op.Cast(index, to=7), group), group)
     where = op.Concat(PADST.Blocks(places), places, axis=-1)
