@@ -1,0 +1,1 @@
+"""Files for other runtimes: one package per target."""
