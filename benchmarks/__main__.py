@@ -23,6 +23,8 @@ from benchmarks import (
     machine,
     memory,
     models,
+    permutation_accuracy,
+    permutation_cost,
     permutation_search,
     post_training,
     results_file,
@@ -42,6 +44,8 @@ TABLES: dict[str, Callable[[Settings], Table]] = {
     "updates": updates.run,
     "memory": memory.run,
     "cold-start": cold_start.run,
+    "permutation-accuracy": permutation_accuracy.run,
+    "permutation-cost": permutation_cost.run,
     "permutation-search": permutation_search.run,
     "post-training": post_training.run,
 }

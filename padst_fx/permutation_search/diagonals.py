@@ -7,6 +7,8 @@ placed where they agree most with the estimate, and the estimate is made again f
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -32,7 +34,7 @@ def aligned(pattern: DiagPattern, size: Tensor) -> Tensor:
     gain = gain.roll(_turn(gain, slots), dims=0)[:slots]
     perm, trusted = greedy(gain, width), 1
     while trusted < len(perm) * GROWTH**SETTLING:
-        trusted *= GROWTH
+        trusted = math.ceil(trusted * GROWTH)
         weight = _diagonal_means(pattern, tiles, perm, _surest(gain, trusted))
         gain = _agreement(pattern, spectra, weight)[:slots]
         perm = greedy(gain, width)

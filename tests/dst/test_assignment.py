@@ -111,6 +111,15 @@ def test_no_more_than_the_limit_move(curvature, limit):
     assert int((order != torch.arange(8)).sum()) <= limit
 
 
+@pytest.mark.parametrize("curvature", [None, 1e-9])
+@pytest.mark.parametrize("seed", range(4))
+def test_nearly_as_many_move_as_may(curvature, seed):
+    signal, mask, values, _ = problem(outputs=48, positions=40, seed=seed)
+    gain = Gain(Wanted.of(signal, 0.1), values, mask)
+    moved = int((choose_features(gain, curvature, limit=20) != torch.arange(40)).sum())
+    assert 10 <= moved <= 20
+
+
 def test_columns_of_equal_masks_are_not_exchanged():
     signal, _, _, _ = problem(positions=8)
     mask = torch.zeros(12, 8, dtype=torch.bool)
