@@ -76,6 +76,8 @@ def test_a_permutation_that_never_keeps_less_than_the_identity(case, seed, heavy
         ("diag", 64, 64, 0.9, 1.0),
         ("diag", 256, 64, 0.9, 1.0),
         ("diag", 64, 96, 0.9, 1.0),
+        ("diag", 64, 128, 0.9, 1.0),
+        ("diag", 96, 256, 0.9, 1.0),
         (Diag(width=4), 64, 64, 0.8, 1.0),
         (Diag(width=4), 128, 256, 0.9, 1.0),
         (Diag(width=4), 256, 128, 0.9, 1.0),
