@@ -28,6 +28,7 @@ from benchmarks import (
     permutation_search,
     post_training,
     results_file,
+    shared_reads,
     training,
     updates,
 )
@@ -48,6 +49,7 @@ TABLES: dict[str, Callable[[Settings], Table]] = {
     "permutation-cost": permutation_cost.run,
     "permutation-search": permutation_search.run,
     "post-training": post_training.run,
+    "shared-reads": shared_reads.run,
 }
 QUICK_FOLDER = Path("build/benchmarks")
 QUICK_ROUNDS, ROUNDS = 5, 20

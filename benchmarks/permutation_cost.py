@@ -10,11 +10,13 @@ cost.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 import padst_fx
 from benchmarks.compiled import compiled
@@ -22,8 +24,6 @@ from benchmarks.settings import Settings
 from benchmarks.table import Row, Table
 from benchmarks.timing import Ratio, Timing, seconds
 
-FEATURES, HIDDEN, TOKENS, PAIRS = 768, 3072, 788, 4
-QUICK_FEATURES, QUICK_HIDDEN, QUICK_TOKENS, QUICK_PAIRS = 64, 128, 32, 1
 SPARSITY, DELTA_T = 0.9, 100
 BASELINE, OTHER = "identity", "learned"
 KINDS = ("plain", "scoring", "update")
@@ -31,34 +31,47 @@ WHOLE = f"mean of {DELTA_T} steps and an update"
 
 
 @dataclass(frozen=True)
+class Size:
+    """Of an MLP of so many pairs of layers, up to `hidden` and back to `features`."""
+
+    features: int
+    hidden: int
+    pairs: int
+    tokens: int
+
+
+FULL, QUICK = Size(768, 3072, 4, 788), Size(64, 128, 1, 32)
+
+
+@dataclass(frozen=True)
 class Training:
     """A model that updates its masks after every second step."""
 
-    model: nn.Module
+    model: Callable[[Tensor], Tensor]
     optimizer: torch.optim.Optimizer
     dst: padst_fx.DST
     x: Tensor
     target: Tensor
 
     @classmethod
-    def of(cls, permutation: str, quick: bool) -> Training:
-        features = QUICK_FEATURES if quick else FEATURES
-        hidden, tokens = (QUICK_HIDDEN, QUICK_TOKENS) if quick else (HIDDEN, TOKENS)
+    def of(cls, permutation: str, size: Size) -> Training:
         torch.manual_seed(0)
-        pair = [nn.Linear(features, hidden), nn.GELU(), nn.Linear(hidden, features)]
-        pairs = [*pair, *(_fresh(part) for _ in range(_pairs(quick) - 1) for part in pair)]
-        model = nn.Sequential(*pairs)
+        parts: list[nn.Module] = []
+        for _ in range(size.pairs):
+            up, down = nn.Linear(size.features, size.hidden), nn.Linear(size.hidden, size.features)
+            parts += [up, nn.GELU(), down]
+        model = nn.Sequential(*parts)
         padst_fx.sparsify(model, "diag", SPARSITY, permutation=permutation, init="random")
         for layer in layers(model):
             layer.perm.copy_(torch.randperm(len(layer.perm)))
         optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
         dst = padst_fx.DST(model, optimizer, "rigl", delta_t=2, t_end=10**9)
         return cls(
-            compiled(model, "padst"),  # type: ignore[arg-type]
+            compiled(model, "padst"),
             optimizer,
             dst,
-            torch.randn(tokens, features),
-            torch.randn(tokens, features),
+            torch.randn(size.tokens, size.features),
+            torch.randn(size.tokens, size.features),
         )
 
     def step(self) -> None:
@@ -77,16 +90,6 @@ class Training:
 def layers(model: nn.Module) -> list[padst_fx.SparseLinear]:
     """The sparse layers."""
     return [module for module in model.modules() if isinstance(module, padst_fx.SparseLinear)]
-
-
-def _pairs(quick: bool) -> int:
-    return QUICK_PAIRS if quick else PAIRS
-
-
-def _fresh(part: nn.Module) -> nn.Module:
-    if isinstance(part, nn.Linear):
-        return nn.Linear(part.in_features, part.out_features)
-    return nn.GELU()
 
 
 def measure(trainings: dict[str, Training], rounds: int) -> dict[str, dict[str, Timing]]:
@@ -135,8 +138,8 @@ def time_rows(times: dict[str, dict[str, Timing]]) -> list[Row]:
 
 
 def memory_rows(trainings: dict[str, Training]) -> list[Row]:
-    """MiB that DST keeps after an update and from a scoring step to it, and the most that a
-    scoring step and the update took beyond what was there before (of the whole process)."""
+    """MiB of torch's tensors that DST keeps after an update and from a scoring step to it, and
+    the most that steps and the update allocate beyond what was there before."""
     found = {name: _memory(training) for name, training in trainings.items()}
     return [
         {
@@ -152,20 +155,30 @@ def memory_rows(trainings: dict[str, Training]) -> list[Row]:
 
 
 def _memory(training: Training) -> dict[str, int]:
-    training.step()
+    plain = _peak(training.step)
     training.dst.step()
     kept = _kept(training.dst)
-    before = _resident("VmRSS", reset=True)
-    training.step()
-    scoring, between = _resident("VmHWM") - before, _kept(training.dst)
-    before = _resident("VmRSS", reset=True)
-    training.dst.step()
+    scoring = _peak(training.step)
+    between = _kept(training.dst)
     return {
         "kept by DST": kept,
         "kept by DST from a scoring step to its update": between,
+        "peak of a plain step": plain,
         "peak of a scoring step": scoring,
-        "peak of an update": _resident("VmHWM") - before,
+        "peak of an update": _peak(training.dst.step),
     }
+
+
+def _peak(call: Callable[[], object]) -> int:
+    """The most bytes of torch's allocator that a call holds beyond what was held before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        call()
+    assert profiled.profiler is not None
+    events = profiled.profiler.kineto_results.events()
+    changes = sorted(
+        (event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"
+    )
+    return max(accumulate((change for _, change in changes), initial=0))
 
 
 def _kept(dst: padst_fx.DST) -> int:
@@ -181,17 +194,10 @@ def _kept(dst: padst_fx.DST) -> int:
     return sum(tensor.nbytes for tensor in seen)
 
 
-def _resident(key: str, reset: bool = False) -> int:
-    """Bytes of memory of this process, now ("VmRSS") or at most ("VmHWM") since a reset."""
-    if reset:
-        Path("/proc/self/clear_refs").write_text("5")
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(key))
-
-
 def run(settings: Settings) -> Table:
     """Time and memory of both."""
-    trainings = {name: Training.of(name, settings.quick) for name in (BASELINE, OTHER)}
+    size = QUICK if settings.quick else FULL
+    trainings = {name: Training.of(name, size) for name in (BASELINE, OTHER)}
     times = measure(trainings, settings.rounds)
     rows = [*time_rows(times), *memory_rows(trainings)]
     for training in trainings.values():
@@ -199,7 +205,7 @@ def run(settings: Settings) -> Table:
     torch.compiler.reset()
     return Table(
         name="permutation_cost",
-        title=f"training an MLP of {2 * _pairs(settings.quick)} layers, Diag, 90 % sparse",
+        title=f"training an MLP of {2 * size.pairs} layers, Diag, 90 % sparse",
         rows=rows,
         shown=(list(rows[0]), [[str(value) for value in row.values()] for row in rows]),
     )

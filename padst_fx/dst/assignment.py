@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-BISECTIONS = 5
+BISECTIONS = 8
 # Of the moves allowed; where so many are made no more are looked for.
 ENOUGH = 0.75
 # By this much more staying counts: among columns of equal masks an exchange gains nothing.

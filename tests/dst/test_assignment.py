@@ -117,7 +117,7 @@ def test_nearly_as_many_move_as_may(curvature, seed):
     signal, mask, values, _ = problem(outputs=48, positions=40, seed=seed)
     gain = Gain(Wanted.of(signal, 0.1), values, mask)
     moved = int((choose_features(gain, curvature, limit=20) != torch.arange(40)).sum())
-    assert 10 <= moved <= 20
+    assert 8 <= moved <= 20
 
 
 def test_columns_of_equal_masks_are_not_exchanged():
