@@ -24,7 +24,7 @@ from benchmarks.settings import Settings
 from benchmarks.table import Row, Table
 from benchmarks.timing import Ratio, Timing, seconds
 
-SPARSITY, DELTA_T = 0.9, 100
+SPARSITY, DELTA_T, PLAIN = 0.9, 100, 5
 BASELINE, OTHER = "identity", "learned"
 KINDS = ("plain", "scoring", "update")
 WHOLE = f"mean of {DELTA_T} steps and an update"
@@ -45,7 +45,7 @@ FULL, QUICK = Size(768, 3072, 4, 788), Size(64, 128, 1, 32)
 
 @dataclass(frozen=True)
 class Training:
-    """A model that updates its masks after every second step."""
+    """A model that updates its masks after every `PLAIN` plain steps and a scoring one."""
 
     model: Callable[[Tensor], Tensor]
     optimizer: torch.optim.Optimizer
@@ -65,7 +65,7 @@ class Training:
         for layer in layers(model):
             layer.perm.copy_(torch.randperm(len(layer.perm)))
         optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
-        dst = padst_fx.DST(model, optimizer, "rigl", delta_t=2, t_end=10**9)
+        dst = padst_fx.DST(model, optimizer, "rigl", delta_t=PLAIN + 1, t_end=10**9)
         return cls(
             compiled(model, "padst"),
             optimizer,
@@ -80,10 +80,15 @@ class Training:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
+    def plain_steps(self) -> None:
+        """All plain steps of a round."""
+        for _ in range(PLAIN):
+            self.step()
+            self.dst.step()
+
     def times(self) -> dict[str, float]:
         """Seconds of a plain step, of a scoring step and of the update after it."""
-        plain = seconds(self.step)
-        self.dst.step()
+        plain = seconds(self.plain_steps) / PLAIN
         return {"plain": plain, "scoring": seconds(self.step), "update": seconds(self.dst.step)}
 
 
@@ -157,6 +162,9 @@ def memory_rows(trainings: dict[str, Training]) -> list[Row]:
 def _memory(training: Training) -> dict[str, int]:
     plain = _peak(training.step)
     training.dst.step()
+    for _ in range(PLAIN - 1):
+        training.step()
+        training.dst.step()
     kept = _kept(training.dst)
     scoring = _peak(training.step)
     between = _kept(training.dst)
