@@ -11,16 +11,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-BISECTIONS = 8
+BISECTIONS = 5
 # Of the moves allowed; where so many are made no more are looked for.
-ENOUGH = 0.5
+ENOUGH = 0.75
 # By this much more staying counts: among columns of equal masks an exchange gains nothing.
 INERTIA = 1e-3
 # What nothing else decides (features that are zero, say) the distance does, not rounding.
 NEARNESS = 1e-6
-# The least and the largest trust that is tried, in trusts at which values weigh as much as what is
-# wanted.
-LEAST_TRUST, LARGEST_TRUST = 1e-3, 10.0
+# A trust of so many times the largest one worth trying moves nothing.
+WIDEST_TRUST = 1e3
 
 
 @dataclass(frozen=True)
@@ -97,12 +96,12 @@ def choose_features(gain: Gain, curvature: float | None, limit: int) -> Tensor:
     """
     present = torch.arange(len(gain.constant), device="cpu")
     scale = gain.scale()
-    low, high = scale * LEAST_TRUST, scale * LARGEST_TRUST
+    low, high = scale / WIDEST_TRUST, scale * WIDEST_TRUST
     if curvature is not None:
         order = assign(settled(gain.score(curvature)))
         if _moved(order) <= limit:
             return order
-        low, high = max(low, curvature), max(high, curvature * LARGEST_TRUST)
+        low, high = curvature, max(curvature, scale) * WIDEST_TRUST
     best = present
     for _ in range(BISECTIONS if limit else 0):
         middle = (low * high) ** 0.5
