@@ -13,6 +13,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
+from statistics import median
 
 import torch
 from torch import Tensor, nn
@@ -80,17 +81,6 @@ class Training:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def plain_steps(self) -> None:
-        """All plain steps of a round."""
-        for _ in range(PLAIN):
-            self.step()
-            self.dst.step()
-
-    def times(self) -> dict[str, float]:
-        """Seconds of a plain step, of a scoring step and of the update after it."""
-        plain = seconds(self.plain_steps) / PLAIN
-        return {"plain": plain, "scoring": seconds(self.step), "update": seconds(self.dst.step)}
-
 
 def layers(model: nn.Module) -> list[padst_fx.SparseLinear]:
     """The sparse layers."""
@@ -98,15 +88,30 @@ def layers(model: nn.Module) -> list[padst_fx.SparseLinear]:
 
 
 def measure(trainings: dict[str, Training], rounds: int) -> dict[str, dict[str, Timing]]:
-    """Times by permutation and kind, the trainings in turn; a first round is not counted."""
+    """Times by permutation and kind; a first round is not counted.
+
+    The trainings take turns step by step; a round's plain step is the median of its `PLAIN`.
+    """
     order = random.Random(0)
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in trainings}
+    found: dict[str, dict[str, list[float]]] = {
+        name: {kind: [] for kind in KINDS} for name in trainings
+    }
     for _ in range(rounds + 1):
-        for name in order.sample(list(trainings), len(trainings)):
-            found[name].append(trainings[name].times())
+        plain: dict[str, list[float]] = {name: [] for name in trainings}
+        for number in range(PLAIN + 1):
+            for name in order.sample(list(trainings), len(trainings)):
+                training = trainings[name]
+                step, update = seconds(training.step), seconds(training.dst.step)
+                if number < PLAIN:
+                    plain[name].append(step)
+                else:
+                    found[name]["scoring"].append(step)
+                    found[name]["update"].append(update)
+        for name, times in plain.items():
+            found[name]["plain"].append(median(times))
     return {
-        name: {kind: Timing(tuple(times[kind] for times in rows[1:])) for kind in KINDS}
-        for name, rows in found.items()
+        name: {kind: Timing(tuple(times[1:])) for kind, times in kinds.items()}
+        for name, kinds in found.items()
     }
 
 
