@@ -252,10 +252,10 @@ class DST:
                 state.disarm()
 
     def _added_parameters(self) -> list[nn.Parameter]:
-        """What DST has given the layers to train."""
-        matrices = [matrix for _, _, matrix in self.hardening.soft]
-        scores = [p for state in self.states for p in self.method.added_parameters(state.layer)]
-        return scores + matrices
+        """What DST has given the layers and is trained."""
+        added = [p for state in self.states for p in self.method.added_parameters(state.layer)]
+        added += [matrix for _, _, matrix in self.hardening.soft]
+        return [parameter for parameter in added if parameter.requires_grad]
 
     def _after_optimizer_step(self) -> None:
         # GradScaler lets fused optimizers skip inside `step`, and unscale there.
