@@ -15,16 +15,14 @@ from torch import nn
 import padst_fx
 from benchmarks.post_training import PROJECTIONS, accuracy
 from benchmarks.settings import Settings
+from benchmarks.structures import STRUCTURES
 from benchmarks.table import Row, Table
 from examples.digits_vit.data import Digits, load
 from examples.digits_vit.model import VisionTransformer
 from examples.digits_vit.training import Recipe
 from padst_fx.permutation import PERMUTATIONS
 
-STRUCTURES: dict[str, padst_fx.Structure] = {
-    "Diag()": padst_fx.Diag(),
-    "Block(4)": padst_fx.Block(4),
-}
+NAMES = ("Diag()",)
 SPARSITIES = (0.9, 0.95)
 SEEDS = 3
 QUICK_STEPS = 40
@@ -94,8 +92,7 @@ def run(settings: Settings) -> Table:
     recipe = Recipe(steps=QUICK_STEPS) if settings.quick else Recipe()
     rows = [
         row(digits, recipe, name, sparsity, kind, seed)
-        for name in STRUCTURES
-        if name in (settings.only or STRUCTURES)
+        for name in settings.only or NAMES
         for sparsity in SPARSITIES
         for kind in PERMUTATIONS
         for seed in range(1 if settings.quick else SEEDS)
