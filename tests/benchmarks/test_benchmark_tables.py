@@ -249,4 +249,5 @@ def test_the_peak_is_what_is_held_at_once():
         del first
         second.neg()
 
-    assert permutation_cost._peak(call) == 2 * 2**20
+    # Scalars take a few bytes.
+    assert 0 <= permutation_cost._peak(call) - 2 * 2**20 < 1024
