@@ -56,14 +56,13 @@ class LearnedPermutation:
 @dataclass
 class PermutationState:
     """What is kept per layer with a learned permutation: the signal collected for its next update,
-    its curvature, which of the considered positions the last update moved (`moved`, bool `[J]`),
-    and what their weights were and wanted then (`started` and `expected`, 1-d)."""
+    its curvature, and what the weights of the considered columns were and wanted at the last update
+    (`started` and `expected`, 1-d; None where other positions were considered)."""
 
     name: str
     layer: SparseLinear
     curvature: Curvature = field(default_factory=Curvature)
     signal: Tensor | None = None
-    moved: Tensor | None = None
     started: Tensor | None = None
     expected: Tensor | None = None
     _handle: RemovableHandle | None = field(default=None, repr=False)
@@ -87,7 +86,7 @@ class PermutationState:
         """Make the next forward of this layer look at the given positions."""
         if not torch.equal(positions.to(self.positions), self.positions):
             self.positions.copy_(positions)
-            self.moved = self.started = self.expected = None
+            self.started = self.expected = None
         if self._handle is None:
             probe = self.probe.requires_grad_(True)
             self._handle = probe.register_post_accumulate_grad_hook(self._collect)
@@ -115,27 +114,23 @@ class PermutationState:
         return Columns.of(self.layer, self.positions.long())
 
     def observe(self, wanted: Wanted) -> None:
-        """Learn the curvature from the columns moved last; `index` must be as it was then."""
-        if self.moved is None or self.started is None or self.expected is None:
+        """Learn the curvature from what training did since; `index` must be as it was then."""
+        if self.started is None or self.expected is None:
             return
         columns = self.columns()
-        among = self.moved[columns.place]
-        now = columns.pick(wanted.change, columns.place)[among]
-        trained = columns.read(self.layer.effective_values())[among] - self.started
+        now = columns.pick(wanted.change, columns.place)
+        trained = columns.read(self.layer.effective_values()) - self.started
         self.curvature.observe(self.expected, now, trained.to(now))
-        self.moved = self.started = self.expected = None
+        self.started = self.expected = None
 
     def expect(self, wanted: Wanted, order: Tensor, columns: Columns) -> None:
-        """Remember what the positions that `order` has moved want of their new features."""
-        self.moved = order != torch.arange(len(order), device=order.device)
-        among = self.moved[columns.place]
-        self.started = columns.read(self.layer.effective_values())[among]
-        self.expected = columns.pick(wanted.change, order[columns.place])[among]
+        """Remember the weights and what they want, of the features that `order` gives them."""
+        self.started = columns.read(self.layer.effective_values())
+        self.expected = columns.pick(wanted.change, order[columns.place])
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "signal": self.signal,
-            "moved": self.moved,
             "started": self.started,
             "expected": self.expected,
             "curvature": self.curvature.state_dict(),
@@ -144,7 +139,7 @@ class PermutationState:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.curvature.load_state_dict(state_dict["curvature"])
         device = self.layer.values.device
-        for name in ("signal", "moved", "started", "expected"):
+        for name in ("signal", "started", "expected"):
             tensor = state_dict[name]
             setattr(self, name, None if tensor is None else tensor.to(device))
 
@@ -207,7 +202,7 @@ class LearnedPermutations:
             state.signal = agreement.sum_over_ranks(state.signal, like, group)
             if state.signal is not None:
                 # Losses are means over each rank's batch; moments are sums over tokens.
-                state.signal[: state.layer.out_features] /= agreement.world_size(group)
+                state.signal[: 2 * state.layer.out_features] /= agreement.world_size(group)
 
     def not_finite(self) -> list[str]:
         """The layers whose signal has a NaN or an infinity."""

@@ -308,7 +308,7 @@ class SparseLinear(nn.Module):
         if self.positions is None:
             return None
         count = len(self.positions)
-        return self._probe_of(self.out_features + count, count)
+        return self._probe_of(2 * self.out_features + count, count)
 
     def _probe_of(self, *shape: int) -> Tensor:
         """A shape of scores on one element of storage, beside the values."""

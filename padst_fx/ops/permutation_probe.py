@@ -15,24 +15,26 @@ from padst_fx.ops.library import register, register_autograd, rows
 
 
 def _signal(grad: Tensor, x: Tensor, perm: Tensor, positions: Tensor) -> Tensor:
-    """`[grad, x_J]^T x_J` with `x_J = x[:, perm[J]]`, `[O + J, J]`.
+    """`[grad_1^T x_1, grad_2^T x_2, x^T x]` with `x = x[:, perm[J]]`, `[O + O + J, J]`.
 
-    The first `O` rows are the dense gradient over the features that the positions J read, the
-    others the features' second moments; both are sums over tokens.
+    The first two are the dense gradient over the features that the positions J read, summed over
+    the first and the second half of the tokens: what they differ by is chance. The last are the
+    features' second moments over all tokens.
     """
     wide = accumulation_dtype(grad.dtype)
     read = rows(x).index_select(1, perm.index_select(0, positions).long()).to(wide)
     gradient = rows(grad).to(wide)
-    outputs, count = gradient.shape[1], read.shape[1]
-    signal = read.new_empty(outputs + count, count)
-    torch.mm(gradient.t(), read, out=signal[:outputs])
-    torch.mm(read.t(), read, out=signal[outputs:])
+    outputs, count, half = gradient.shape[1], read.shape[1], (read.shape[0] + 1) // 2
+    signal = read.new_empty(2 * outputs + count, count)
+    torch.mm(gradient[:half].t(), read[:half], out=signal[:outputs])
+    torch.mm(gradient[half:].t(), read[half:], out=signal[outputs : 2 * outputs])
+    torch.mm(read.t(), read, out=signal[2 * outputs :])
     return signal
 
 
 def _fake_signal(grad: Tensor, x: Tensor, perm: Tensor, positions: Tensor) -> Tensor:
     count = positions.shape[0]
-    shape = (grad.shape[-1] + count, count)
+    shape = (2 * grad.shape[-1] + count, count)
     return grad.new_empty(shape, dtype=accumulation_dtype(grad.dtype))
 
 
