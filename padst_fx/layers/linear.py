@@ -248,13 +248,15 @@ class SparseLinear(nn.Module):
                 f"SparseLinear expects inputs of {self.in_features} features, "
                 f"got shape {tuple(x.shape)}"
             )
-        bias = self.absent if self.bias is None else self.bias
-        perm = self.perm
-        if self.soft_perm is not None:
-            x, perm = F.linear(x, self.soft_perm), perm[:0]
-        y = self.pattern.linear(x, self.effective_values(), self.index, perm, bias)
+        # A module's tensors are looked up by a function of `nn.Module`: each once, where needed.
+        bias, perm, index = self.bias, self.perm, self.index
+        if bias is None:
+            bias = self.absent
+        if self.permutation == "soft" and (matrix := self.soft_perm) is not None:
+            x, perm = F.linear(x, matrix), perm[:0]
+        y = self.pattern.linear(x, self.effective_values(), index, perm, bias)
         if self.probe.requires_grad:
-            y = self.pattern.probe(y, x, self.index, perm, self.probe)
+            y = self.pattern.probe(y, x, index, perm, self.probe)
         if self.permutation_probe is not None and self.permutation_probe.requires_grad:
             assert self.positions is not None
             y = torch.ops.padst.permutation_probe(
