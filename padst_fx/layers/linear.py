@@ -248,9 +248,11 @@ class SparseLinear(nn.Module):
                 f"SparseLinear expects inputs of {self.in_features} features, "
                 f"got shape {tuple(x.shape)}"
             )
-        # A module's tensors are looked up by a function of `nn.Module`: each once, where needed.
-        bias, perm, index = self.bias, self.perm, self.index
-        if bias is None:
+        # `nn.Module` takes a microsecond to find a tensor by its attribute: parameters, which
+        # wrappers may replace, are asked for once, buffers are taken from where they are.
+        perm, index = self._buffers["perm"], self._buffers["index"]
+        assert perm is not None and index is not None
+        if (bias := self.bias) is None:
             bias = self.absent
         if self.permutation == "soft" and (matrix := self.soft_perm) is not None:
             x, perm = F.linear(x, matrix), perm[:0]
