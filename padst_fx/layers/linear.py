@@ -248,13 +248,17 @@ class SparseLinear(nn.Module):
                 f"SparseLinear expects inputs of {self.in_features} features, "
                 f"got shape {tuple(x.shape)}"
             )
-        bias = self.absent if self.bias is None else self.bias
-        perm = self.perm
-        if self.soft_perm is not None:
-            x, perm = F.linear(x, self.soft_perm), perm[:0]
-        y = self.pattern.linear(x, self.effective_values(), self.index, perm, bias)
+        # `nn.Module` takes a microsecond to find a tensor by its attribute: parameters, which
+        # wrappers may replace, are asked for once, buffers are taken from where they are.
+        perm, index = self._buffers["perm"], self._buffers["index"]
+        assert perm is not None and index is not None
+        if (bias := self.bias) is None:
+            bias = self.absent
+        if self.permutation == "soft" and (matrix := self.soft_perm) is not None:
+            x, perm = F.linear(x, matrix), perm[:0]
+        y = self.pattern.linear(x, self.effective_values(), index, perm, bias)
         if self.probe.requires_grad:
-            y = self.pattern.probe(y, x, self.index, perm, self.probe)
+            y = self.pattern.probe(y, x, index, perm, self.probe)
         if self.permutation_probe is not None and self.permutation_probe.requires_grad:
             assert self.positions is not None
             y = torch.ops.padst.permutation_probe(
