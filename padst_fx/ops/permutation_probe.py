@@ -15,21 +15,30 @@ from padst_fx.ops.library import register, register_autograd, rows
 
 
 def _signal(grad: Tensor, x: Tensor, perm: Tensor, positions: Tensor) -> Tensor:
-    """`[grad_1^T x_1, grad_2^T x_2, x^T x]` with `x = x[:, perm[J]]`, `[O + O + J, J]`.
+    """`[grad_e^T x_e, grad_o^T x_o, x^T x]` with `x = x[:, perm[J]]`, `[O + O + J, J]`.
 
     The first two are the dense gradient over the features that the positions J read, summed over
-    the first and the second half of the tokens: what they differ by is chance. The last are the
-    features' second moments over all tokens.
+    the tokens of even and of odd samples: what they differ by is chance. The last are the features'
+    second moments over all tokens. Samples are what the first dimension counts.
     """
     wide = accumulation_dtype(grad.dtype)
-    read = rows(x).index_select(1, perm.index_select(0, positions).long()).to(wide)
-    gradient = rows(grad).to(wide)
-    outputs, count, half = gradient.shape[1], read.shape[1], (read.shape[0] + 1) // 2
-    signal = read.new_empty(2 * outputs + count, count)
-    torch.mm(gradient[:half].t(), read[:half], out=signal[:outputs])
-    torch.mm(gradient[half:].t(), read[half:], out=signal[outputs : 2 * outputs])
-    torch.mm(read.t(), read, out=signal[2 * outputs :])
+    features = perm.index_select(0, positions).long()
+    outputs, count = grad.shape[-1], len(features)
+    signal = torch.zeros(2 * outputs + count, count, dtype=wide, device=grad.device)
+    for half in range(2):
+        gradient = _every_other(grad, half).to(wide)
+        read = _every_other(x, half).index_select(1, features).to(wide)
+        torch.mm(gradient.t(), read, out=signal[half * outputs : (half + 1) * outputs])
+        signal[2 * outputs :].addmm_(read.t(), read)
     return signal
+
+
+def _every_other(tensor: Tensor, first: int) -> Tensor:
+    """The rows of every other sample from `first` on; of a single sample, every other row."""
+    features = tensor.shape[-1]
+    is_batch = tensor.dim() > 2 and tensor.shape[0] > 1
+    samples = tensor.shape[0] if is_batch else rows(tensor).shape[0]
+    return tensor.reshape(samples, -1, features)[first::2].reshape(-1, features)
 
 
 def _fake_signal(grad: Tensor, x: Tensor, perm: Tensor, positions: Tensor) -> Tensor:
