@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
 from padst_fx.checkpoint_file import CheckpointError
+from padst_fx.saved_fields import check_fields
 
 HEADER = {"layers": dict, "attentions": list, "shared": dict}
 LAYER = {
@@ -37,12 +39,9 @@ def check_header(header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
             raise CheckpointError(f"damaged: {alias} shares {kept!r}, which is not in the file")
 
 
-def check_types(place: str, found: Any, wanted: dict[str, type]) -> None:
-    """Raise `CheckpointError` unless `found` is a dict with values of the wanted types."""
-    if not isinstance(found, dict):
-        raise CheckpointError(f"damaged: {place} is {found!r:.80}")
-    for key, kind in wanted.items():
-        if not isinstance(found.get(key), kind) or (kind is int and found[key] is True):
-            raise CheckpointError(
-                f"damaged: {place} has {found.get(key)!r:.80} for {key!r}, not a {kind.__name__}"
-            )
+def check_types(place: str, found: Any, wanted: Mapping[str, Any]) -> None:
+    """Raise `CheckpointError` unless `found` is a dict that has every field, of its type."""
+    try:
+        check_fields(f"damaged: {place}", found, wanted)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error

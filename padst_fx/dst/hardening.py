@@ -14,10 +14,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from padst_fx.dst import agreement
 from padst_fx.dst.optimizer_state import forget, move_to_own_group
-from padst_fx.dst.saved_state import check_fields
 from padst_fx.dst.soft_schedule import SoftSchedule
 from padst_fx.dst.statistics import SoftUpdate
 from padst_fx.layers.linear import SparseLinear
+from padst_fx.saved_fields import check_fields
 from padst_fx.soft_permutation import nearest_permutation, permutation_penalty, project_
 
 log = logging.getLogger(__name__)

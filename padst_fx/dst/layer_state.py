@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from padst_fx.dst.exploration import Exploration
-from padst_fx.dst.saved_state import check_fields, check_shape
 from padst_fx.layers.linear import SparseLinear
+from padst_fx.saved_fields import check_fields, check_shape
 
 # The fields of a layer's saved state.
 STATE: dict[str, Any] = {
@@ -58,7 +58,9 @@ class LayerState:
         check_fields(f"{self.name}: not a layer's state", saved, STATE)
         pattern = self.layer.pattern
         if saved["pattern"] != repr(pattern):
-            raise ValueError(f"{self.name}: the state is of {saved['pattern']}, the layer has {pattern}")
+            raise ValueError(
+                f"{self.name}: the state is of {saved['pattern']}, the layer has {pattern}"
+            )
         check_shape(f"{self.name}: explored", saved["explored"], self.exploration.bits.shape)
         check_shape(f"{self.name}: growth", saved["growth"], pattern.probe_shape)
         norms = (pattern.groups, pattern.active)

@@ -16,9 +16,9 @@ from padst_fx.dst.assignment import Gain, Wanted, choose_features
 from padst_fx.dst.columns import Columns
 from padst_fx.dst.curvature import Curvature
 from padst_fx.dst.optimizer_state import slots
-from padst_fx.dst.saved_state import check_fields, check_shape
 from padst_fx.dst.statistics import PermutationUpdate
 from padst_fx.layers.linear import DEFAULT_POSITIONS, SparseLinear
+from padst_fx.saved_fields import check_fields, check_shape
 
 # Updates in a row that consider the same positions: the second sees what the first one's moves
 # became.
@@ -145,10 +145,8 @@ class PermutationState:
     def check_state(self, state_dict: dict[str, Any]) -> None:
         """Raise `ValueError` for a damaged state."""
         place = f"{self.name}: not the state of a learned permutation"
-        fields = ("signal", "moved", "started", "expected")
-        check_fields(
-            place, state_dict, {"curvature": dict, **{name: (Tensor, type(None)) for name in fields}}
-        )
+        tensors = dict.fromkeys(("signal", "moved", "started", "expected"), (Tensor, type(None)))
+        check_fields(place, state_dict, {"curvature": dict, **tensors})
         check_fields(place, state_dict["curvature"], {"product": float, "energy": float})
         check_shape(f"{self.name}: signal", state_dict["signal"], self.probe.shape)
         check_shape(f"{self.name}: moved", state_dict["moved"], self.positions.shape)

@@ -18,11 +18,11 @@ from padst_fx.dst.learned_permutation import LearnedPermutation, LearnedPermutat
 from padst_fx.dst.methods import METHODS
 from padst_fx.dst.optimizer_state import base_optimizer, check_holds, slots
 from padst_fx.dst.schedule import SCHEDULES
-from padst_fx.dst.saved_state import check_fields, check_generator
 from padst_fx.dst.soft_schedule import SoftPermutation, SoftSchedule
 from padst_fx.dst.statistics import LayerUpdate, SoftUpdate, Update
 from padst_fx.dst.update import Choice, choose_units
 from padst_fx.layers.linear import SparseLinear
+from padst_fx.saved_fields import check_fields, check_generator
 
 log = logging.getLogger(__name__)
 

@@ -255,6 +255,7 @@ class Pattern(ABC):
         groups = torch.arange(self.groups, device=old.device)[:, None]
         views = [self.unit_view(tensor.detach()) for tensor in tensors]
         moved = [view[groups, position] for view in views]
-        for view, units in zip(views, moved, strict=True):
+        for units in moved:
             units[~kept] = 0
+        for view, units in zip(views, moved, strict=True):
             view.copy_(units)
