@@ -8,16 +8,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+MOST = 2**48
+
 
 def check_fields(place: str, state: Any, fields: Mapping[str, Any]) -> None:
-    """Raise `ValueError` unless `state` is a dict that has every field, of its type or types."""
+    """Raise `ValueError` unless `state` is a dict that has every field, of its type or types.
+
+    Integers are counts: not negative, and small enough to reckon with.
+    """
     if not isinstance(state, dict):
         raise ValueError(f"{place}: it is a {type(state).__name__}")
     if missing := sorted(fields.keys() - state.keys()):
         raise ValueError(f"{place}: it lacks {', '.join(missing)}")
     for name, kind in fields.items():
         value = state[name]
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        count = kind is not int or (type(value) is int and 0 <= value < MOST)
+        if not (isinstance(value, kind) and count):
             raise ValueError(f"{place}: {name} is {value!r:.80}")
 
 

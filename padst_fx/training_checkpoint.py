@@ -169,6 +169,7 @@ def _check_optimizer(
             f"the checkpoint has the state of {saved['type']}, "
             f"the optimizer is {type(optimizer).__name__}"
         )
+    _check_form(saved)
     names = _names(model)
     mine = _held(optimizer, names)
     for number, (theirs, own) in enumerate(zip(saved["parameters"], mine, strict=False)):
@@ -179,22 +180,35 @@ def _check_optimizer(
                 f"the optimizer's group {number} holds other parameters than in the checkpoint; "
                 f"they differ in {differing!s:.200}"
             )
-    state = saved["state"]
-    check_types("the optimizer's state", state, {"state": dict, "param_groups": list})
-    sizes = [len(group) for group in saved["parameters"]]
-    groups = [len(group.get("params", ())) for group in state["param_groups"]]
-    if len(sizes) != len(mine) or groups != sizes:
+    if len(saved["parameters"]) != len(mine):
         raise CheckpointError(
-            f"the checkpoint has {len(groups)} parameter groups of {groups} parameters, "
-            f"the optimizer {len(mine)} of {[len(group) for group in mine]}"
+            f"the optimizer has {len(mine)} parameter groups, in the checkpoint there are "
+            f"{len(saved['parameters'])}"
         )
     shapes = {name: parameter.shape for parameter, name in names.items()}
     flat = [name for group in saved["parameters"] for name in group]
-    for number, slots in state["state"].items():
-        name = flat[number] if isinstance(number, int) and 0 <= number < len(flat) else ""
+    for number, slots in saved["state"]["state"].items():
+        name = flat[number]
         check_types(f"the optimizer's state of {name}", slots, {})
         for key, slot in slots.items():
             _check_slot(name, key, slot, shapes.get(name))
+
+
+def _check_form(saved: dict[str, Any]) -> None:
+    """Refuse what is no optimizer's state, of which torch would take a part before it noticed."""
+    state, groups, count = saved["state"], saved["parameters"], 0
+    check_types("the optimizer's state", state, {"state": dict, "param_groups": list})
+    if len(groups) != len(state["param_groups"]):
+        raise CheckpointError("damaged: the optimizer's state has other groups than names")
+    for names, group in zip(groups, state["param_groups"], strict=True):
+        check_types("the optimizer's group", group, {"params": list})
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise CheckpointError(f"damaged: the names of a group are {names!r:.80}")
+        if group["params"] != list(range(count, count + len(names))):
+            raise CheckpointError("damaged: the optimizer's state has other groups than names")
+        count += len(names)
+    if not all(type(number) is int and 0 <= number < count for number in state["state"]):
+        raise CheckpointError("damaged: the optimizer's state is of parameters in no group")
 
 
 def _check_slot(name: str, key: str, slot: Any, shape: torch.Size | None) -> None:
@@ -227,9 +241,11 @@ def _check_dst(saved: Any, dst: DST | None, header: dict[str, Any]) -> None:
 
 
 def _check_gradients(saved: dict[str, Any], model: nn.Module) -> None:
-    shapes = {name: parameter.shape for parameter, name in _names(model).items()}
+    present = {name: parameter for parameter, name in _names(model).items()}
     for name, gradient in saved.items():
-        if not isinstance(gradient, Tensor) or gradient.shape != shapes.get(name, gradient.shape):
+        like = present.get(name, gradient)
+        fits = isinstance(gradient, Tensor) and gradient.shape == like.shape
+        if not fits or gradient.dtype != like.dtype:
             raise CheckpointError(f"damaged: the gradient of {name} does not fit")
 
 

@@ -62,6 +62,8 @@ class LayerState:
                 f"{self.name}: the state is of {saved['pattern']}, the layer has {pattern}"
             )
         check_shape(f"{self.name}: explored", saved["explored"], self.exploration.bits.shape)
+        if saved["explored"].dtype != torch.uint8:
+            raise ValueError(f"{self.name}: explored is {saved['explored'].dtype}, not bits")
         check_shape(f"{self.name}: growth", saved["growth"], pattern.probe_shape)
         norms = (pattern.groups, pattern.active)
         check_shape(f"{self.name}: gradient_norms", saved["gradient_norms"], norms)
