@@ -192,6 +192,32 @@ def _check_optimizer(
         check_types(f"the optimizer's state of {name}", slots, {})
         for key, slot in slots.items():
             _check_slot(name, key, slot, shapes.get(name))
+    _try_on_stand_in(saved, optimizer, {name: parameter for parameter, name in names.items()})
+
+
+def _try_on_stand_in(
+    saved: dict[str, Any], optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter]
+) -> None:
+    """Let a copy of the optimizer take the state, its tensors empty: what torch refuses half-way
+    is so refused before anything has changed."""
+    stand_in = copy.copy(optimizer)
+    stand_in.param_groups = [
+        {"params": [parameters.get(name, torch.empty(0)) for name in names]}
+        for names in saved["parameters"]
+    ]
+    slots = {
+        number: {
+            key: slot.new_empty(0) if isinstance(slot, Tensor) and slot.numel() > 1 else slot
+            for key, slot in of_one.items()
+        }
+        for number, of_one in saved["state"]["state"].items()
+    }
+    try:
+        stand_in.load_state_dict({**saved["state"], "state": slots})
+    except Exception as error:
+        raise CheckpointError(
+            f"damaged: {type(optimizer).__name__} cannot take its state: {error!r}"
+        ) from error
 
 
 def _check_form(saved: dict[str, Any]) -> None:
@@ -236,7 +262,7 @@ def _check_dst(saved: Any, dst: DST | None, header: dict[str, Any]) -> None:
     ]
     try:
         dst.check_state_dict(saved, soft)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise CheckpointError(f"the state of the DST does not fit: {error}") from error
 
 

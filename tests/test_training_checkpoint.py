@@ -241,8 +241,8 @@ def test_what_no_file_can_hold_is_refused_before_anything_is_written(tmp_path):
 def places(value, path=()):
     """The path to every value in nested JSON, that to all of it first."""
     yield path
-    items = value if isinstance(value, dict) else dict(enumerate(value if type(value) is list else ()))
-    for key, item in items.items():
+    listed = enumerate(value) if isinstance(value, list) else ()
+    for key, item in value.items() if isinstance(value, dict) else listed:
         yield from places(item, (*path, key))
 
 

@@ -308,7 +308,7 @@ class LearnedPermutations:
         check_fields(place, state_dict, {"updates": int, "layers": dict})
         names = [state.name for state in self.states]
         if list(state_dict["layers"]) != names:
-            other = sorted(set(names) ^ set(state_dict["layers"]))
+            other = sorted(set(names) ^ set(state_dict["layers"]), key=str)
             raise ValueError(f"other layers have learned permutations in the state: {other[:5]}")
         for state in self.states:
             state.check_state(state_dict["layers"][state.name])

@@ -251,7 +251,7 @@ class DST:
         check_generator(state_dict["generator"])
         names = [state.name for state in self.states]
         if list(state_dict["layers"]) != names:
-            other = sorted(set(names) ^ set(state_dict["layers"]))
+            other = sorted(set(names) ^ set(state_dict["layers"]), key=str)
             raise ValueError(f"the state is of other layers; they differ in {other[:5]}")
         for state in self.states:
             state.check_state(state_dict["layers"][state.name])

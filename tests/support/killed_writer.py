@@ -50,8 +50,8 @@ def die() -> None:
 class HalfWritten:
     """A file whose process is killed in the middle of a write."""
 
-    def __init__(self, *arguments: Any) -> None:
-        self.file = Path(arguments[0]).open(*arguments[1:])
+    def __init__(self, path: Path, mode: str) -> None:
+        self.file = path.open(mode)
 
     def __enter__(self) -> HalfWritten:
         return self
