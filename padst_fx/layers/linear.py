@@ -329,20 +329,24 @@ class SparseLinear(nn.Module):
             self.permutation_probe = _moved(self.permutation_probe, fresh)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseLinear:
+        before = self.index
         super()._apply(fn, recurse)
         self._follow_values()
-        self._have_topology()
+        self._have_topology(before)
         return self
 
     @torch.no_grad()
-    def _have_topology(self) -> None:
+    def _have_topology(self, before: Tensor) -> None:
         """Draw a topology where the buffers hold none, as after `to_empty`.
 
-        Kernels read through index, permutation and positions without looking.
+        Kernels read through index, permutation and positions without looking. `before` is the
+        index before the move: where it is still the same, the longer look is spared.
         """
-        if type(self.index) is not Tensor or self.index.is_meta:
+        index = self.index
+        if type(index) is not Tensor or index.is_meta:
             return
-        if self.topology_fault(self.index, self.perm):
+        moved = not before.is_meta and torch.equal(before.to(index.device), index)
+        if not (moved and is_permutation(self.perm)) and self.topology_fault(index, self.perm):
             self._draw_topology()
         if self.positions is not None and not _are_positions(self.positions, self.in_features):
             self.positions.copy_(torch.arange(len(self.positions), device="cpu"))
