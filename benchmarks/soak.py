@@ -11,6 +11,7 @@ import gc
 import math
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,7 +54,7 @@ class Soak:
         dst = DST(model, optimizer, "rigl", delta_t=DELTA_T, t_end=10 * STEPS)
         return cls(model, optimizer, dst, teacher.requires_grad_(False))
 
-    def step(self, forward: nn.Module) -> Tensor:
+    def step(self, forward: Callable[[Tensor], Tensor]) -> Tensor:
         """One step; returns the loss."""
         x = torch.randn(BATCH, FEATURES)
         loss = nn.functional.mse_loss(forward(x), self.teacher(x))

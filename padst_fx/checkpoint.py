@@ -225,7 +225,8 @@ def _build_layer(name: str, dense: nn.Module, config: dict[str, Any]) -> SparseL
         )
     try:
         structure = structure_from_config(config["structure"])
-        pattern = structure.pattern(*config["shape"], config["active"])
+        out_features, in_features = config["shape"]
+        pattern = structure.pattern(out_features, in_features, config["active"])
         layer = SparseLinear.from_dense(
             dense, pattern, permutation=config["permutation"], init="random"
         )
