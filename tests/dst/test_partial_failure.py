@@ -83,6 +83,7 @@ def test_failed_scoring_changes_nothing_and_the_update_comes_one_step_later(monk
         dst.step()
     assert_same(everything(model, optimizer), before)
     assert dst.steps == 2 and dst.last_update is None
+    assert all(state.growth is None for state in dst.states)
     assert step(model, optimizer, dst, 3)
     assert dst.last_update.step == 3 and not dst.last_update.skipped
     assert step(model, optimizer, dst, 4) and dst.last_update.step == 4
