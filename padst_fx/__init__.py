@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from padst_fx.report import summary
     from padst_fx.structures import NM, Block, Diag, Structure, StructureError, Unstructured
     from padst_fx.surgery import densify, sparsify
+    from padst_fx.training_checkpoint import load_training, save_training
 
 _HOMES = {
     "CheckpointError": "checkpoint",
@@ -47,6 +48,8 @@ _HOMES = {
     "StructureError": "structures",
     "Unstructured": "structures",
     "summary": "report",
+    "load_training": "training_checkpoint",
+    "save_training": "training_checkpoint",
 }
 
 __all__ = [
@@ -69,8 +72,10 @@ __all__ = [
     "find_projections",
     "freeze",
     "load",
+    "load_training",
     "plan",
     "save",
+    "save_training",
     "sparsify",
     "summary",
 ]
