@@ -14,6 +14,7 @@ import padst_fx.ops  # noqa: F401  (registers the ops)
 if TYPE_CHECKING:
     from padst_fx.checkpoint import CheckpointError, load, save
     from padst_fx.dst import DST, LearnedPermutation, SoftPermutation
+    from padst_fx.export.aoti import export_aoti
     from padst_fx.freezing import explain, freeze
     from padst_fx.layers import SparseLinear
     from padst_fx.planning import Plan, plan
@@ -29,6 +30,7 @@ _HOMES = {
     "DST": "dst",
     "LearnedPermutation": "dst",
     "SoftPermutation": "dst",
+    "export_aoti": "export.aoti",
     "explain": "freezing",
     "freeze": "freezing",
     "SparseLinear": "layers",
@@ -63,6 +65,7 @@ __all__ = [
     "Unstructured",
     "densify",
     "explain",
+    "export_aoti",
     "find_projections",
     "freeze",
     "load",

@@ -1,0 +1,39 @@
+// Runs a package that padst_fx.export_aoti made, without Python and without padst_fx:
+//
+//   run_package model.pt2 inputs.pt outputs.pt
+//
+// inputs.pt is a list of tensors as torch.save writes it; torch.load reads outputs.pt.
+#include <ATen/core/List.h>
+#include <torch/csrc/inductor/aoti_package/model_package_loader.h>
+#include <torch/csrc/jit/serialization/pickle.h>
+
+#include <fstream>
+#include <iostream>
+#include <iterator>
+#include <vector>
+
+std::vector<at::Tensor> read(const char* path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) throw std::runtime_error(std::string("cannot read ") + path);
+  const std::vector<char> bytes{std::istreambuf_iterator<char>(file), {}};
+  return torch::jit::pickle_load(bytes).toTensorVector();
+}
+
+void write(const char* path, const std::vector<at::Tensor>& tensors) {
+  const std::vector<char> bytes = torch::jit::pickle_save(c10::List<at::Tensor>(tensors));
+  std::ofstream file(path, std::ios::binary);
+  file.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+  if (!file) throw std::runtime_error(std::string("cannot write ") + path);
+}
+
+int main(int count, char** arguments) try {
+  if (count != 4) throw std::runtime_error("usage: run_package model.pt2 inputs.pt outputs.pt");
+  torch::inductor::AOTIModelPackageLoader model(arguments[1]);
+  const std::vector<at::Tensor> outputs = model.run(read(arguments[2]));
+  write(arguments[3], outputs);
+  for (const at::Tensor& output : outputs) std::cout << output.toString() << output.sizes() << '\n';
+  return 0;
+} catch (const std::exception& error) {
+  std::cerr << error.what() << '\n';
+  return 1;
+}

@@ -1,0 +1,55 @@
+"""`torch.compiler.save_cache_artifacts`: another machine's first compile is a look-up."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from deployment import run_python
+
+# A forward and a training step: graphs of inference, forward and backward.
+COMPILE = """
+import json, sys, time
+from pathlib import Path
+import torch
+from torch._dynamo.utils import counters
+sys.path.insert(0, sys.argv[1])
+from deployment import every_structure, inputs
+
+file = Path(sys.argv[2])
+if file.exists():
+    assert torch.compiler.load_cache_artifacts(file.read_bytes()) is not None
+model, x = every_structure(), inputs(2, 5)
+compiled = torch.compile(model, backend="padst", fullgraph=True)
+with torch.no_grad():
+    y = compiled(x)
+torch.testing.assert_close(y, model(x), rtol=1e-5, atol=1e-5)
+compiled(x).sum().backward()
+if not file.exists():
+    file.write_bytes(torch.compiler.save_cache_artifacts()[0])
+print(json.dumps({**counters["inductor"], **counters["aot_autograd"]}))
+"""
+
+
+@pytest.fixture
+def compile_in_a_fresh_process(tmp_path: Path) -> Any:
+    """Counts of what the caches did, in a process that finds no cache but the artifacts' file."""
+
+    def run(folder: str) -> dict[str, int]:
+        cache = str(tmp_path / folder)
+        support = str(Path(__file__).parents[1] / "support")
+        return json.loads(
+            run_python(COMPILE, support, tmp_path / "artifacts", TORCHINDUCTOR_CACHE_DIR=cache)
+        )
+
+    return run
+
+
+def test_a_second_process_finds_all_graphs(compile_in_a_fresh_process: Any) -> None:
+    first = compile_in_a_fresh_process("first")
+    assert first["autograd_cache_miss"] == 2 and "autograd_cache_hit" not in first
+    second = compile_in_a_fresh_process("second")
+    assert second["autograd_cache_hit"] == 2 and "autograd_cache_miss" not in second
+    assert second["fxgraph_cache_hit"] == 3 and "fxgraph_cache_miss" not in second
