@@ -18,7 +18,6 @@ AOTITorchError call(Product* product, AtenTensorHandle x, AtenTensorHandle value
     return *torch::aot_inductor::tensor_handle_to_tensor_pointer(handle);
   };
   AOTI_TORCH_CONVERT_EXCEPTION_TO_ERROR_CODE({
-    const at::NoGradGuard no_grad;
     *result = torch::aot_inductor::new_tensor_handle(product(
         tensor(x), tensor(values), tensor(index), tensor(perm), tensor(bias), extent, activation));
   });

@@ -65,8 +65,9 @@ void* open_widest() {
     throw std::runtime_error("this package was made with torch " TORCH_VERSION
                              ", and runs with that version only");
   }
+  const Variant variants[] = {PADST_VARIANTS};
   std::string names;
-  for (const Variant& variant : {PADST_VARIANTS}) {
+  for (const Variant& variant : variants) {
     names += (names.empty() ? "" : ", ") + variant.isa;
     if (!runs(variant.isa)) continue;
     // Never unloaded: threads keep memory of theirs.
