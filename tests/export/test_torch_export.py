@@ -27,7 +27,7 @@ def test_trained_and_frozen_models_are_saved_and_loaded(tmp_path: Path) -> None:
     shapes = ({0: Dim("batch"), 1: Dim("tokens")},)
     frozen = padst_fx.freeze(model, GIVEN[0], shapes, skip_slower=False)
     files = []
-    for name, module in (("model", model), ("frozen", frozen)):
+    for name, module in (("model", model), ("frozen", frozen.program)):
         program = torch.export.export(module, (GIVEN[0],), dynamic_shapes=shapes)
         files.append(tmp_path / f"{name}.pt2")
         torch.export.save(program, files[-1])

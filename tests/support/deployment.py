@@ -23,7 +23,7 @@ CHOICES = (
     (Diag(), "random"),
     (Diag(width=8), "learned"),
     (Block(8), "random"),
-    (NM(1, 4), "identity"),
+    (NM(1, 2), "identity"),
     (NM(2, 4, tile=8), "random"),
     (Unstructured(), "random"),
 )

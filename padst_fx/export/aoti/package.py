@@ -70,10 +70,12 @@ def export_aoti(
     build.compiler()
     with written_whole(Path(path)) as file, tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        if not isinstance(model, FrozenModel):
-            model = freeze(model, example_inputs, dynamic_shapes, skip_slower=skip_slower)
+        frozen = model
+        if not isinstance(frozen, FrozenModel):
+            frozen = freeze(model, example_inputs, dynamic_shapes, skip_slower=skip_slower)
         args, kwargs = arguments(example_inputs)
-        program = exported(model, args, kwargs, dynamic_shapes)
+        # The graph itself has the names of the arguments that dynamic shapes may be given by.
+        program = exported(frozen.program, args, kwargs, dynamic_shapes)
         companions = put_companions(folder, names) if _calls_ops(program) else []
         configuration = {
             **backend.inductor_patches(settings, backend.pass_manager(settings)),
