@@ -70,9 +70,7 @@ def export_aoti(
     build.compiler()
     with written_whole(Path(path)) as file, tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        frozen = model
-        if not isinstance(frozen, FrozenModel):
-            frozen = freeze(model, example_inputs, dynamic_shapes, skip_slower=skip_slower)
+        frozen = _frozen(model, example_inputs, dynamic_shapes, skip_slower)
         args, kwargs = arguments(example_inputs)
         # The graph itself has the names of the arguments that dynamic shapes may be given by.
         program = exported(frozen.program, args, kwargs, dynamic_shapes)
@@ -113,6 +111,14 @@ def _check_model(model: nn.Module) -> None:
             )
 
 
+def _frozen(
+    model: nn.Module, example_inputs: Any, dynamic_shapes: Any, skip_slower: bool
+) -> FrozenModel:
+    if isinstance(model, FrozenModel):
+        return model
+    return freeze(model, example_inputs, dynamic_shapes, skip_slower=skip_slower)
+
+
 def _instruction_sets(isa: str | Sequence[str] | None) -> list[str]:
     """The names, narrowest first."""
     if isa is None:
@@ -151,7 +157,7 @@ def _generic(narrowest: str) -> dict[str, Any]:
 
 def _linked_with(chooser: Path) -> dict[str, Any]:
     """Call our ops as C functions of a library that the loader finds beside the model."""
-    shims = {op: [_declaration(op)] for op in projection_ops()}
+    shims = {op: [_declaration(op)] for op in sorted(projection_ops(), key=str)}
     # The one place where Inductor takes link flags: it writes each of these behind a -l.
     link = f":{chooser.name} -L{shlex.quote(str(chooser.parent))} -Wl,-rpath,'$ORIGIN'"
     return {
