@@ -2,8 +2,7 @@
 //
 //   run_package model.pt2 inputs.pt outputs.pt
 //
-// inputs.pt is a list of tensors as torch.save writes it; torch.load reads outputs.pt.
-#include <ATen/core/List.h>
+// inputs.pt is a list of tensors as torch.save writes it; torch.load reads a tuple from outputs.pt.
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
 #include <torch/csrc/jit/serialization/pickle.h>
 
@@ -16,11 +15,16 @@ std::vector<at::Tensor> read(const char* path) {
   std::ifstream file(path, std::ios::binary);
   if (!file) throw std::runtime_error(std::string("cannot read ") + path);
   const std::vector<char> bytes{std::istreambuf_iterator<char>(file), {}};
-  return torch::jit::pickle_load(bytes).toTensorVector();
+  std::vector<at::Tensor> tensors;
+  for (const c10::IValue& item : torch::jit::pickle_load(bytes).toListRef()) {
+    tensors.push_back(item.toTensor());
+  }
+  return tensors;
 }
 
 void write(const char* path, const std::vector<at::Tensor>& tensors) {
-  const std::vector<char> bytes = torch::jit::pickle_save(c10::List<at::Tensor>(tensors));
+  const std::vector<c10::IValue> items(tensors.begin(), tensors.end());
+  const std::vector<char> bytes = torch::jit::pickle_save(c10::ivalue::Tuple::create(items));
   std::ofstream file(path, std::ios::binary);
   file.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
   if (!file) throw std::runtime_error(std::string("cannot write ") + path);
