@@ -15,10 +15,9 @@ std::vector<at::Tensor> read(const char* path) {
   std::ifstream file(path, std::ios::binary);
   if (!file) throw std::runtime_error(std::string("cannot read ") + path);
   const std::vector<char> bytes{std::istreambuf_iterator<char>(file), {}};
+  const c10::IValue list = torch::jit::pickle_load(bytes);
   std::vector<at::Tensor> tensors;
-  for (const c10::IValue& item : torch::jit::pickle_load(bytes).toListRef()) {
-    tensors.push_back(item.toTensor());
-  }
+  for (const c10::IValue& item : list.toListRef()) tensors.push_back(item.toTensor());
   return tensors;
 }
 
@@ -33,9 +32,7 @@ void write(const char* path, const std::vector<at::Tensor>& tensors) {
 int main(int count, char** arguments) try {
   if (count != 4) throw std::runtime_error("usage: run_package model.pt2 inputs.pt outputs.pt");
   torch::inductor::AOTIModelPackageLoader model(arguments[1]);
-  const std::vector<at::Tensor> outputs = model.run(read(arguments[2]));
-  write(arguments[3], outputs);
-  for (const at::Tensor& output : outputs) std::cout << output.toString() << output.sizes() << '\n';
+  write(arguments[3], model.run(read(arguments[2])));
   return 0;
 } catch (const std::exception& error) {
   std::cerr << error.what() << '\n';

@@ -83,10 +83,11 @@ def test_a_cpp_program(model: nn.Module, package: Path, tmp_path: Path) -> None:
     for x in GIVEN:
         torch.save([x], tmp_path / "given.pt")
         files = (package, tmp_path / "given.pt", tmp_path / "computed.pt")
-        done = subprocess.run([program, *files], capture_output=True, text=True, check=True)
+        subprocess.run([program, *files], check=True)
         computed += torch.load(tmp_path / "computed.pt")
-        assert done.stdout == f"CPUFloatType{list(x.shape)}\n"
     check(model, computed)
+    failed = subprocess.run([program, "nowhere.pt2", *files[1:]], capture_output=True, check=False)
+    assert failed.returncode == 1 and failed.stderr
 
 
 def test_a_language_model_in_bfloat16(tmp_path: Path) -> None:
