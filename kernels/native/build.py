@@ -137,6 +137,7 @@ def link_flags() -> list[str]:
 
 
 def run(command: Sequence[str]) -> None:
+    """Run a compiler; `BuildError` with its own words where it fails."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise BuildError(f"{shlex.join(command)} failed:\n{done.stderr[-4000:]}")
