@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from padst_fx.checkpoint import CheckpointError, load, save
     from padst_fx.dst import DST, LearnedPermutation, SoftPermutation
     from padst_fx.export.aoti import export_aoti
+    from padst_fx.export.onnx import export_onnx
     from padst_fx.freezing import explain, freeze
     from padst_fx.layers import SparseLinear
     from padst_fx.planning import Plan, plan
@@ -32,6 +33,7 @@ _HOMES = {
     "SoftPermutation": "dst",
     "export_aoti": "export.aoti",
     "explain": "freezing",
+    "export_onnx": "export.onnx",
     "freeze": "freezing",
     "SparseLinear": "layers",
     "Plan": "planning",
@@ -66,6 +68,7 @@ __all__ = [
     "densify",
     "explain",
     "export_aoti",
+    "export_onnx",
     "find_projections",
     "freeze",
     "load",

@@ -1,1 +1,1 @@
-"""Trained models in the forms that other runtimes take."""
+"""Trained models in the forms that other runtimes take: one package per target."""
