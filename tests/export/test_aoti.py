@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import subprocess
 from pathlib import Path
+from zipfile import ZipFile
 
 import model_zoo
 import pytest
@@ -14,10 +15,15 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 import padst_fx
-from padst_fx.kernels.native import build
+from padst_fx.kernels.native import build, isa
 
 PROGRAM = Path(__file__).parents[2] / "examples" / "aoti_cpp" / "run_package.cpp"
 GIVEN = [inputs(*size, seed=seed) for seed, size in enumerate(((2, 5), (1, 7), (6, 3)))]
+
+# The narrowest that this processor runs, narrowest first.
+NAMED = list(isa.FLAGS)[: list(isa.FLAGS).index(isa.widest()) + 1][:2]
+# Reading headers once beforehand pays for larger models than these.
+QUICKLY = {"aot_inductor.precompile_headers": False}
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +36,8 @@ def package(model: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model with any numbers of sequences and tokens."""
     path = tmp_path_factory.mktemp("package") / "model.pt2"
     shapes = ({0: Dim("batch"), 1: Dim("tokens")},)
-    assert padst_fx.export_aoti(model, GIVEN[0], path, shapes, skip_slower=False) == path
+    options = {"skip_slower": False, "options": QUICKLY}
+    assert padst_fx.export_aoti(model, GIVEN[0], path, shapes, **options) == path
     assert list(path.parent.iterdir()) == [path]
     return path
 
@@ -90,17 +97,23 @@ def test_a_cpp_program(model: nn.Module, package: Path, tmp_path: Path) -> None:
     assert failed.returncode == 1 and failed.stderr
 
 
-def test_a_language_model_in_bfloat16(tmp_path: Path) -> None:
-    """Keyword arguments, outputs of a class, any number of tokens."""
+def test_a_language_model_for_named_instruction_sets(tmp_path: Path) -> None:
+    """In bfloat16; keyword arguments, outputs of a class, any number of tokens."""
     entry = model_zoo.get("gpt2")
     model = entry.build()
     padst_fx.sparsify(model, "1:4", 0.75, permutation="random")
     model = model.bfloat16()
     reference = padst_fx.densify(copy.deepcopy(model)).double()
-    given = entry.inputs()
     shapes = {"input_ids": {0: Dim("batch"), 1: Dim("tokens", max=32)}}
-    path = padst_fx.export_aoti(model, given, tmp_path / "gpt2.pt2", shapes)
+    path = padst_fx.export_aoti(
+        model, entry.inputs(), tmp_path / "gpt2.pt2", shapes,
+        isa=NAMED, skip_slower=False, options=QUICKLY,
+    )  # fmt: skip
+    inside = [Path(name).name for name in ZipFile(path).namelist()]
+    kernels = [next(n for n in inside if n.startswith(f"padst_fx_{name}_")) for name in NAMED]
     loaded = torch._inductor.aoti_load_package(str(path))
+    mapped = Path("/proc/self/maps").read_text()
+    assert [name in mapped for name in kernels] == [name == NAMED[-1] for name in NAMED]
     for batch, tokens in ((2, 12), (3, 5)):
         ids = torch.randint(0, model_zoo.VOCABULARY, (batch, tokens))
         torch.testing.assert_close(

@@ -19,9 +19,7 @@ def model(**options: Any) -> nn.Sequential:
     return nn.Sequential(SparseLinear(16, 16, "diag", 0.5, **options)).eval()
 
 
-def export(
-    given: nn.Module, path: Path, example: Any = None, **options: Any
-) -> Path:
+def export(given: nn.Module, path: Path, example: Any = None, **options: Any) -> Path:
     example = torch.randn(2, 16) if example is None else example
     return padst_fx.export_aoti(given, example, path, skip_slower=False, **options)
 

@@ -11,17 +11,21 @@ from deployment import run_python
 
 # A forward and a training step: graphs of inference, forward and backward.
 COMPILE = """
-import json, sys, time
+import json, sys
 from pathlib import Path
 import torch
+from padst_fx import SparseLinear
 from torch._dynamo.utils import counters
-sys.path.insert(0, sys.argv[1])
-from deployment import every_structure, inputs
 
-file = Path(sys.argv[2])
+file = Path(sys.argv[1])
 if file.exists():
     assert torch.compiler.load_cache_artifacts(file.read_bytes()) is not None
-model, x = every_structure(), inputs(2, 5)
+torch.manual_seed(0)
+model = torch.nn.Sequential(
+    SparseLinear(32, 64, "diag", 0.5, permutation="random"), torch.nn.GELU(),
+    SparseLinear(64, 32, "1:2", 0.5, permutation="random"),
+)
+x = torch.randn(3, 32)
 compiled = torch.compile(model, backend="padst", fullgraph=True)
 with torch.no_grad():
     y = compiled(x)
@@ -39,10 +43,8 @@ def compile_in_a_fresh_process(tmp_path: Path) -> Any:
 
     def run(folder: str) -> dict[str, int]:
         cache = str(tmp_path / folder)
-        support = str(Path(__file__).parents[1] / "support")
-        return json.loads(
-            run_python(COMPILE, support, tmp_path / "artifacts", TORCHINDUCTOR_CACHE_DIR=cache)
-        )
+        environment = {"TORCHINDUCTOR_CACHE_DIR": cache}
+        return json.loads(run_python(COMPILE, tmp_path / "artifacts", **environment))
 
     return run
 

@@ -132,9 +132,7 @@ def _instruction_sets(isa: str | Sequence[str] | None) -> list[str]:
     names = {isa} if isinstance(isa, str) else set(isa)
     unknown = sorted(names - set(isas.FLAGS))
     if unknown or not names:
-        raise ValueError(
-            f"isa must be one or several of {', '.join(isas.FLAGS)}; got {isa!r}"
-        )
+        raise ValueError(f"isa must be one or several of {', '.join(isas.FLAGS)}; got {isa!r}")
     return sorted(names, key=list(isas.FLAGS).index)
 
 
