@@ -22,8 +22,11 @@ GIVEN = [inputs(*size, seed=seed) for seed, size in enumerate(((2, 5), (1, 7), (
 
 # The narrowest that this processor runs, narrowest first.
 NAMED = list(isa.FLAGS)[: list(isa.FLAGS).index(isa.widest()) + 1][:2]
-# Reading headers once beforehand pays for larger models than these.
-QUICKLY = {"aot_inductor.precompile_headers": False}
+# Headers read once beforehand, and an optimized wrapper, pay for larger models than these.
+QUICKLY = {
+    "aot_inductor.precompile_headers": False,
+    "aot_inductor.compile_wrapper_opt_level": "O0",
+}
 
 
 @pytest.fixture(scope="module")
