@@ -92,19 +92,25 @@ def test_plain_torch_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         export(model(), tmp_path / "model.pt2")
 
 
-def test_what_was_there_stays_where_compiling_fails(
+def test_what_was_there_stays_until_the_package_is_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "model.pt2"
     path.write_text("the last one")
-    seen = []
 
-    def fail(*_: Any, **__: Any) -> None:
-        seen.extend(os.listdir(tmp_path))
+    def write_half(file: str, *_: Any) -> None:
+        Path(file).write_text("half of")
         raise RuntimeError("disk full")
 
-    monkeypatch.setattr("torch._inductor.aot_compile", fail)
+    def write_whole(file: str, *_: Any) -> None:
+        Path(file).write_text("the next one")
+        assert path.read_text() == "the last one"
+
+    monkeypatch.setattr("torch._inductor.aot_compile", lambda *_, **__: [])
+    monkeypatch.setattr("torch._inductor.package.package_aoti", write_half)
     with pytest.raises(RuntimeError, match="disk full"):
         export(model(), path)
-    assert len(seen) == 2 and os.listdir(tmp_path) == ["model.pt2"]
-    assert path.read_text() == "the last one"
+    assert os.listdir(tmp_path) == ["model.pt2"] and path.read_text() == "the last one"
+    monkeypatch.setattr("torch._inductor.package.package_aoti", write_whole)
+    assert export(model(), path) == path
+    assert os.listdir(tmp_path) == ["model.pt2"] and path.read_text() == "the next one"
