@@ -21,9 +21,9 @@ file = Path(sys.argv[1])
 if file.exists():
     assert torch.compiler.load_cache_artifacts(file.read_bytes()) is not None
 torch.manual_seed(0)
-model = torch.nn.Sequential(
-    SparseLinear(32, 64, "diag", 0.5, permutation="random"), torch.nn.GELU(),
-    SparseLinear(64, 32, "1:2", 0.5, permutation="random"),
+model = torch.nn.Sequential(  # its graphs have our ops and no loops for a C++ compiler
+    SparseLinear(32, 64, "diag", 0.5, permutation="random", bias=False),
+    SparseLinear(64, 32, "1:2", 0.5, permutation="random", bias=False),
 )
 x = torch.randn(3, 32)
 compiled = torch.compile(model, backend="padst", fullgraph=True)
@@ -36,11 +36,8 @@ if not file.exists():
 print(json.dumps({**counters["inductor"], **counters["aot_autograd"]}))
 """
 
-# An empty cache folder has no probes of vector instructions either, and no compiled headers.
-QUICKLY = {
-    "TORCHINDUCTOR_VEC_ISA_OK": "0",
-    "TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS": "0",
-}
+# An empty cache folder has no probes of vector instructions either.
+QUICKLY = {"TORCHINDUCTOR_VEC_ISA_OK": "0"}
 
 
 @pytest.fixture
