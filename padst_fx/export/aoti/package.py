@@ -184,4 +184,5 @@ def _package(
     args, kwargs = program.example_inputs
     module = program.module(check_guards=False)
     files = aot_compile(module, args, kwargs, options=configuration)
+    assert isinstance(files, list)
     package_aoti(str(file), [*files, *map(str, companions)])
