@@ -14,6 +14,7 @@ import padst_fx.ops  # noqa: F401  (registers the ops)
 if TYPE_CHECKING:
     from padst_fx.checkpoint import CheckpointError, load, save
     from padst_fx.dst import DST, LearnedPermutation, SoftPermutation
+    from padst_fx.export.aoti import export_aoti
     from padst_fx.export.onnx import export_onnx
     from padst_fx.freezing import explain, freeze
     from padst_fx.layers import SparseLinear
@@ -31,6 +32,7 @@ _HOMES = {
     "DST": "dst",
     "LearnedPermutation": "dst",
     "SoftPermutation": "dst",
+    "export_aoti": "export.aoti",
     "explain": "freezing",
     "export_onnx": "export.onnx",
     "freeze": "freezing",
@@ -68,6 +70,7 @@ __all__ = [
     "Unstructured",
     "densify",
     "explain",
+    "export_aoti",
     "export_onnx",
     "find_projections",
     "freeze",
