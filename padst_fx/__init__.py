@@ -14,6 +14,7 @@ import padst_fx.ops  # noqa: F401  (registers the ops)
 if TYPE_CHECKING:
     from padst_fx.checkpoint import CheckpointError, load, save
     from padst_fx.dst import DST, LearnedPermutation, SoftPermutation
+    from padst_fx.export.aoti import export_aoti
     from padst_fx.export.onnx import export_onnx
     from padst_fx.freezing import explain, freeze
     from padst_fx.layers import SparseLinear
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from padst_fx.report import summary
     from padst_fx.structures import NM, Block, Diag, Structure, StructureError, Unstructured
     from padst_fx.surgery import densify, sparsify
+    from padst_fx.training_checkpoint import load_training, save_training
 
 _HOMES = {
     "CheckpointError": "checkpoint",
@@ -30,6 +32,7 @@ _HOMES = {
     "DST": "dst",
     "LearnedPermutation": "dst",
     "SoftPermutation": "dst",
+    "export_aoti": "export.aoti",
     "explain": "freezing",
     "export_onnx": "export.onnx",
     "freeze": "freezing",
@@ -47,6 +50,8 @@ _HOMES = {
     "StructureError": "structures",
     "Unstructured": "structures",
     "summary": "report",
+    "load_training": "training_checkpoint",
+    "save_training": "training_checkpoint",
 }
 
 __all__ = [
@@ -65,12 +70,15 @@ __all__ = [
     "Unstructured",
     "densify",
     "explain",
+    "export_aoti",
     "export_onnx",
     "find_projections",
     "freeze",
     "load",
+    "load_training",
     "plan",
     "save",
+    "save_training",
     "sparsify",
     "summary",
 ]

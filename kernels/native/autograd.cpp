@@ -3,6 +3,8 @@
 //
 // Every op is a product of the three of its family: y = S x, its input gradient and its weight
 // gradient. Each is linear in two operands, so their gradients are products of the family again.
+#include "native/autograd.h"
+
 #include <ATen/TensorOperators.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
@@ -270,17 +272,18 @@ Tensor scatter_gemm_weight_grad(const Tensor& grad, const Tensor& x, const Tenso
   return weight_grad<ScatterGemm>(grad, x, index, perm, features(grad), group);
 }
 
-TORCH_LIBRARY_IMPL(padst, AutogradCPU, library) {
-  library.impl("shift", product<Shift>);
-  library.impl("shift_input_grad", shift_input_grad);
-  library.impl("shift_weight_grad", shift_weight_grad);
-  library.impl("gather_gemm", product<GatherGemm>);
-  library.impl("gather_gemm_input_grad", input_grad<GatherGemm>);
-  library.impl("gather_gemm_weight_grad", weight_grad<GatherGemm>);
-  library.impl("scatter_gemm", product<ScatterGemm>);
-  library.impl("scatter_gemm_input_grad", scatter_gemm_input_grad);
-  library.impl("scatter_gemm_weight_grad", scatter_gemm_weight_grad);
+}  // namespace
+
+void register_autograd(torch::Library& autograd) {
+  autograd.impl("shift", product<Shift>);
+  autograd.impl("shift_input_grad", shift_input_grad);
+  autograd.impl("shift_weight_grad", shift_weight_grad);
+  autograd.impl("gather_gemm", product<GatherGemm>);
+  autograd.impl("gather_gemm_input_grad", input_grad<GatherGemm>);
+  autograd.impl("gather_gemm_weight_grad", weight_grad<GatherGemm>);
+  autograd.impl("scatter_gemm", product<ScatterGemm>);
+  autograd.impl("scatter_gemm_input_grad", scatter_gemm_input_grad);
+  autograd.impl("scatter_gemm_weight_grad", scatter_gemm_weight_grad);
 }
 
-}  // namespace
 }  // namespace padst
