@@ -140,11 +140,10 @@ class PermutationState:
     def check_state(self, state_dict: dict[str, Any]) -> None:
         """Raise `ValueError` for a damaged state."""
         place = f"{self.name}: not the state of a learned permutation"
-        tensors = dict.fromkeys(("signal", "moved", "started", "expected"), (Tensor, type(None)))
+        tensors = dict.fromkeys(("signal", "started", "expected"), (Tensor, type(None)))
         check_fields(place, state_dict, {"curvature": dict, **tensors})
         check_fields(place, state_dict["curvature"], {"product": float, "energy": float})
         check_shape(f"{self.name}: signal", state_dict["signal"], self.probe.shape)
-        check_shape(f"{self.name}: moved", state_dict["moved"], self.positions.shape)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.curvature.load_state_dict(state_dict["curvature"])
