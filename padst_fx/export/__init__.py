@@ -1,0 +1,1 @@
+"""Export of sparse models to other runtimes."""

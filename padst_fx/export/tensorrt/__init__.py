@@ -1,0 +1,1 @@
+"""Export to TensorRT: through ONNX, or through Torch-TensorRT with this package's kernels."""
