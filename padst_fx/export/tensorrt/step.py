@@ -31,15 +31,9 @@ LAUNCHES = {
 # A kernel does not touch these pointers unless one of the constants is set.
 READ_IF = {"perm_ptr": ("READ_PERM", "WRITE_PERM", "HAS_PERM"), "bias_ptr": ("HAS_BIAS",)}
 LARGEST = 2**31 - 1
-X = 0
 
 
-@dataclass(frozen=True)
-class Result:
-    """A tensor that a step writes, contiguous."""
-
-    shape: tuple[Expression, ...]
-    dtype: torch.dtype
+Shape = tuple[Expression, ...]
 
 
 @dataclass(frozen=True)
@@ -47,15 +41,16 @@ class Step:
     """One launch: of `kernel`, on tensors `reads`, then `integers`, then `results`.
 
     `reads` counts the projection's operands (x, values, index, perm, bias) and on with the results
-    of earlier steps. Where anything depends on the tokens, `reads[tokens_from]` has them as its
-    first dimension. `source` is the launch that the compiler sees.
+    of earlier steps; `dtypes` are theirs. Where anything depends on the tokens,
+    `reads[tokens_from]` has them as its first dimension. All results have the first dtype.
     """
 
     kernel: Any
     reads: tuple[int, ...]
+    dtypes: tuple[torch.dtype, ...]
     tokens_from: int | None
     integers: tuple[Expression, ...]
-    results: tuple[Result, ...]
+    results: tuple[Shape, ...]
     programs: Expression
     constants: dict[str, Any]
 
@@ -124,7 +119,7 @@ def _linked(launches: list[Launch], operands: tuple[Tensor, ...]) -> tuple[Step,
     numbers = {_memory(operand): number for number, operand in enumerate(operands)}
     found = []
     for launch in launches:
-        step, written = _step(launch, numbers, operands[X].shape[0])
+        step, written = _step(launch, numbers, operands[0])
         for tensor in written:
             numbers[_memory(tensor)] = len(numbers)
         found.append(step)
@@ -132,24 +127,36 @@ def _linked(launches: list[Launch], operands: tuple[Tensor, ...]) -> tuple[Step,
 
 
 def _step(
-    launch: Launch, numbers: dict[int, int], tokens: int | torch.SymInt
+    launch: Launch, numbers: dict[int, int], x: Tensor
 ) -> tuple[Step, list[Tensor]]:
     arguments = launch.arguments
     first, last = _span(arguments)
-    reads = []
-    for name, tensor in zip(launch.kernel.arg_names, arguments[:first], strict=False):
-        assert isinstance(tensor, Tensor)
-        used = any(launch.constants.get(flag) for flag in READ_IF.get(name, ()))
-        # Whatever is not read may as well be x, which says how many tokens there are.
-        reads.append(numbers[_memory(tensor)] if used or name not in READ_IF else X)
-    written = [a for a in arguments[last:] if isinstance(a, Tensor)]
-    integers = tuple(_checked(launch, a) for a in arguments[first:last])
-    results = tuple(_result(tensor) for tensor in written)
-    programs = _checked(launch, launch.programs)
-    step = Step(launch.kernel, tuple(reads), None, integers, results, programs, launch.constants)
-    if isinstance(tokens, torch.SymInt):
-        step = replace(step, tokens_from=_tokens_from(step, arguments[:first], tokens))
-    return step, written
+    read, written = _tensors(arguments[:first]), _tensors(arguments[last:])
+    names = launch.kernel.arg_names[:first]
+    # Whatever is not read may as well be x, which says how many tokens there are.
+    read = [t if _is_read(launch, name) else x for name, t in zip(names, read, strict=True)]
+    step = Step(
+        kernel=launch.kernel,
+        reads=tuple(numbers[_memory(tensor)] for tensor in read),
+        dtypes=tuple(tensor.dtype for tensor in read),
+        tokens_from=None,
+        integers=tuple(_checked(launch, integer) for integer in arguments[first:last]),
+        results=tuple(_lying(tensor) for tensor in written),
+        programs=_checked(launch, launch.programs),
+        constants=launch.constants,
+    )
+    if any(tensor.dtype != read[0].dtype for tensor in written):
+        raise ValueError(f"{launch.name} writes another dtype than that of its first tensor")
+    return replace(step, tokens_from=_tokens_from(step, read, x)), written
+
+
+def _is_read(launch: Launch, name: str) -> bool:
+    flags = READ_IF.get(name)
+    return flags is None or any(launch.constants.get(flag) for flag in flags)
+
+
+def _tensors(arguments: tuple[Tensor | int, ...]) -> list[Tensor]:
+    return [argument for argument in arguments if isinstance(argument, Tensor)]
 
 
 def _span(arguments: tuple[Tensor | int, ...]) -> tuple[int, int]:
@@ -161,26 +168,25 @@ def _span(arguments: tuple[Tensor | int, ...]) -> tuple[int, int]:
     return first, last
 
 
-def _tokens_from(
-    step: Step, read: tuple[Tensor | int, ...], tokens: torch.SymInt
-) -> int | None:
-    shapes = [shape for result in step.results for shape in result.shape]
-    if all(isinstance(value, int) for value in (*step.integers, step.programs, *shapes)):
+def _tokens_from(step: Step, read: list[Tensor], x: Tensor) -> int | None:
+    sizes = [size for shape in step.results for size in shape]
+    if all(isinstance(value, int) for value in (*step.integers, step.programs, *sizes)):
         return None
-    for place, (number, tensor) in enumerate(zip(step.reads, read, strict=True)):
-        assert isinstance(tensor, Tensor)
-        if number == X or str(tensor.shape[0]) == str(tokens):
-            return place
-    raise ValueError(f"{step.kernel.__name__} reads no tensor that says how many tokens there are")
+    tokens = str(x.shape[0])
+    places = [place for place, tensor in enumerate(read) if str(tensor.shape[0]) == tokens]
+    if not places:
+        raise ValueError(f"{step.kernel.__name__} reads nothing that tells the number of tokens")
+    return places[0]
 
 
 def _memory(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def _result(tensor: Tensor) -> Result:
+def _lying(tensor: Tensor) -> Shape:
+    """The shape of a tensor as it lies in memory."""
     lying = tensor if tensor.is_contiguous() else tensor.t()
-    return Result(tuple(expression_of(size) for size in lying.shape), tensor.dtype)
+    return tuple(expression_of(size) for size in lying.shape)
 
 
 def _checked(launch: Launch, value: Any) -> Expression:
