@@ -14,6 +14,7 @@ import padst_fx.ops  # noqa: F401  (registers the ops)
 if TYPE_CHECKING:
     from padst_fx.checkpoint import CheckpointError, load, save
     from padst_fx.dst import DST, LearnedPermutation, SoftPermutation
+    from padst_fx.export.onnx import export_onnx
     from padst_fx.freezing import explain, freeze
     from padst_fx.layers import SparseLinear
     from padst_fx.planning import Plan, plan
@@ -30,6 +31,7 @@ _HOMES = {
     "LearnedPermutation": "dst",
     "SoftPermutation": "dst",
     "explain": "freezing",
+    "export_onnx": "export.onnx",
     "freeze": "freezing",
     "SparseLinear": "layers",
     "Plan": "planning",
@@ -63,6 +65,7 @@ __all__ = [
     "Unstructured",
     "densify",
     "explain",
+    "export_onnx",
     "find_projections",
     "freeze",
     "load",

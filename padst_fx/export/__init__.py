@@ -1,1 +1,1 @@
-"""Export of sparse models to other runtimes."""
+"""Files for other runtimes: one package per target."""
