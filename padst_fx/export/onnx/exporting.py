@@ -63,12 +63,12 @@ def export_onnx(
     from padst_fx.export.onnx.report import Report
 
     target = check_target(path)
-    opset = _checked_opset(opset)
+    opset = checked_opset(opset)
     if weights not in STORAGE:
         raise ValueError(f"weights must be one of {', '.join(STORAGE)}; got {weights!r}")
-    program = _translated(_frozen(model, example_inputs, dynamic_shapes),
+    program = translated(frozen(model, example_inputs, dynamic_shapes),
                           example_inputs, dynamic_shapes, opset)  # fmt: skip
-    layers = define(program.model) if custom_ops else lower(program.model, _tokens(program))
+    layers = define(program.model) if custom_ops else lower(program.model, example_tokens(program))
     if weights == "expanded":
         expand(program.model)
     return Report(write(program.model, target), opset, layers)
@@ -82,7 +82,8 @@ def _check_packages() -> None:
         )
 
 
-def _checked_opset(opset: int | None) -> int:
+def checked_opset(opset: int | None) -> int:
+    """The opset, the default one for None; `ValueError` for one that is not supported."""
     if opset is None:
         return DEFAULT_OPSET
     if isinstance(opset, bool) or opset not in OPSETS:
@@ -90,7 +91,8 @@ def _checked_opset(opset: int | None) -> int:
     return opset
 
 
-def _frozen(model: Any, example_inputs: Any, dynamic_shapes: Any) -> FrozenModel:
+def frozen(model: Any, example_inputs: Any, dynamic_shapes: Any) -> FrozenModel:
+    """The frozen form of a model that may be exported: it is one, and in evaluation mode."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     training = [name for name, module in uncompiled(model).named_modules() if module.training]
@@ -103,8 +105,8 @@ def _frozen(model: Any, example_inputs: Any, dynamic_shapes: Any) -> FrozenModel
     return freeze(model, example_inputs, dynamic_shapes, skip_slower=False)
 
 
-def _translated(
-    frozen: FrozenModel, example_inputs: Any, dynamic_shapes: Any, opset: int
+def translated(
+    frozen_model: FrozenModel, example_inputs: Any, dynamic_shapes: Any, opset: int
 ) -> torch.onnx.ONNXProgram:
     """The ONNX model with every sparse layer as one node without a body."""
     from padst_fx.export.onnx.translation import translation_table
@@ -114,7 +116,7 @@ def _translated(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
-                frozen.program,
+                frozen_model.program,
                 args,
                 kwargs=kwargs,
                 dynamic_shapes=dynamic_shapes,
@@ -128,7 +130,7 @@ def _translated(
     return program
 
 
-def _tokens(program: torch.onnx.ONNXProgram) -> dict[str, int]:
+def example_tokens(program: torch.onnx.ONNXProgram) -> dict[str, int]:
     """How many tokens each sparse layer was given with the example inputs, by its name."""
     exported = program.exported_program
     assert exported is not None

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import InlinePass, RemoveUnusedFunctionsPass, RemoveUnusedNodesPass
 from onnxscript.optimizer import fold_constants
 
-from padst_fx.export.onnx.forms import Form, choose
+from padst_fx.export.onnx.forms import Choice, Form, choose
 from padst_fx.export.onnx.functions import DOMAIN, FUNCTIONS, PADST
 from padst_fx.export.onnx.masked import Gaps, is_masked
 from padst_fx.export.onnx.report import Layer
@@ -123,8 +123,10 @@ def block_weight(
     return writer.op("Transpose", weight, perm=[0, 2, 1])
 
 
-def lower(model: ir.Model, tokens: dict[str, int]) -> tuple[Layer, ...]:
-    """Give every sparse layer of a translated model its cheapest form in standard operators.
+def lower(
+    model: ir.Model, tokens: dict[str, int], choose: Choice = choose
+) -> tuple[Layer, ...]:
+    """Give every sparse layer of a translated model the form chosen for it in standard operators.
 
     `tokens` says how many tokens a layer of this name was given. Works in place.
     """

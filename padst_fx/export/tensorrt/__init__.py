@@ -1,1 +1,8 @@
 """Export to TensorRT: through ONNX, or through Torch-TensorRT with this package's kernels."""
+
+from __future__ import annotations
+
+from padst_fx.export.tensorrt.exporting import export_tensorrt
+from padst_fx.export.tensorrt.report import EngineLayer, EngineReport
+
+__all__ = ["EngineLayer", "EngineReport", "export_tensorrt"]

@@ -1,0 +1,78 @@
+"""Through ONNX to an engine of TensorRT or TensorRT-RTX."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from padst_fx.export.tensorrt import requirements
+from padst_fx.export.tensorrt.files import write
+from padst_fx.export.tensorrt.options import Options
+from padst_fx.export.tensorrt.precision import in_precision
+from padst_fx.export.tensorrt.record import ENDING, WEIGHTS_ENDING, Input, Record, beside
+from padst_fx.export.tensorrt.report import EngineLayer, EngineReport
+
+def export_through_onnx(
+    model: nn.Module,
+    example_inputs: Any,
+    path: str | os.PathLike[str],
+    dynamic_shapes: Any,
+    options: Options,
+) -> EngineReport:
+    """See `export_tensorrt`."""
+    library = requirements.library(options.library)
+    requirements.check_packages(requirements.ONNX, "onnx")
+    capabilities = requirements.capabilities(library, options.compute_capabilities)
+    if not library.is_rtx:
+        requirements.check_gpu(f"building with {library.name} {library.version}")
+    if options.refit == "weights":
+        requirements.check_gpu("building an engine with refit='weights'")
+    from padst_fx.export.onnx.exporting import checked_opset
+    from padst_fx.export.onnx.files import check_target
+    from padst_fx.export.tensorrt import building
+    from padst_fx.export.tensorrt.source_model import source_model
+
+    target, opset = check_target(path), checked_opset(options.opset)
+    cache = None if options.timing_cache is None else check_target(options.timing_cache)
+    source = source_model(
+        *in_precision(model, example_inputs, options.precision), dynamic_shapes, opset
+    )
+    inputs = source.inputs()
+    if options.refit == "inputs":
+        source = source.with_weights_as_inputs()
+    sparse = ["SPARSE_WEIGHTS"] if any(layer.form == "2:4" for layer in source.layers) else []
+    settings = building.Settings(
+        flags=(*sparse, *(["REFIT"] if options.refit == "weights" else [])),
+        capabilities=capabilities,
+        timing_cache=None if cache is None else cache.read_bytes() if cache.exists() else b"",
+    )
+    engine = building.build(library, source.serialized(), inputs, settings)
+    record = Record(
+        library=library.name,
+        version=library.version,
+        through="onnx",
+        precision=options.precision,
+        opset=opset,
+        inputs=inputs,
+        outputs=engine.outputs,
+        capabilities=capabilities,
+        refit=options.refit,
+        graph=source.fingerprint(),
+        weights={name: list(array.shape) for name, array in source.weights.items()},
+    )
+    contents = {target: engine.data, beside(target, ENDING): record.text().encode()}
+    if options.refit == "inputs":
+        contents[beside(target, WEIGHTS_ENDING)] = source.stored_weights()
+    files = write(contents)
+    if cache is not None and engine.timing_cache is not None:
+        write({cache: engine.timing_cache})
+    layers = tuple(
+        EngineLayer(layer.name, layer.out_features, layer.in_features, layer.form, layer.reason,
+                    engine.products.get(layer.name))
+        for layer in source.layers
+    )  # fmt: skip
+    return EngineReport(files, record, layers)

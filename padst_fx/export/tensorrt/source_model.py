@@ -1,0 +1,147 @@
+"""The ONNX model that an engine is parsed from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+import onnx_ir as ir
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from padst_fx.export.onnx.exporting import example_tokens, frozen, translated
+from padst_fx.export.onnx.lowering import expand, lower
+from padst_fx.export.onnx.report import Layer
+from padst_fx.export.onnx.sources import SparseNode
+from padst_fx.export.tensorrt import form
+from padst_fx.export.tensorrt.fingerprint import fingerprint
+from padst_fx.export.tensorrt.profile import profile
+from padst_fx.export.tensorrt.record import Input
+
+SMALLEST_WEIGHT = 2
+VALUES = ".values"
+
+
+@dataclass(frozen=True)
+class SourceModel:
+    """A model in standard operators, its weights as they are multiplied by.
+
+    `layers` are its sparse layers, `products` the multiply-adds for one token that each of them
+    should have, and `program` the exported graph, whose inputs are the model's. `weights` are
+    those that are inputs of the model, none by default.
+    """
+
+    model: ir.Model
+    layers: tuple[Layer, ...]
+    products: dict[str, int]
+    program: torch.export.ExportedProgram
+    weights: dict[str, NDArray]
+
+    def inputs(self) -> tuple[Input, ...]:
+        """The model's own inputs. Raises `ValueError` for a dimension without an upper bound."""
+        return profile(self.program, [str(value.name) for value in self.model.graph.inputs])
+
+    def serialized(self) -> bytes:
+        """The model as an ONNX file has it."""
+        data: bytes = ir.to_proto(self.model).SerializeToString()
+        return data
+
+    def with_weights_as_inputs(self) -> SourceModel:
+        """Every weight and every index of a gather as an input instead of a constant."""
+        graph = self.model.graph
+        moved = [value for value in graph.initializers.values() if is_weight(value)]
+        weights = {}
+        for value in moved:
+            assert value.name is not None and value.const_value is not None
+            weights[value.name] = value.const_value.numpy()
+            del graph.initializers[value.name]
+            value.const_value = None
+            graph.inputs.append(value)
+        return replace(self, weights=weights)
+
+    def stored_weights(self) -> bytes:
+        """The weights that are inputs, as a safetensors file."""
+        tensors = {name: _as_tensor(array) for name, array in self.weights.items()}
+        return safetensors.torch.save(tensors)
+
+    def fingerprint(self) -> str:
+        """A hash of the graph: operators, connections, shapes and what is no weight."""
+        return fingerprint(self.model.graph, is_weight)
+
+
+def source_model(
+    model: Any, example_inputs: Any, dynamic_shapes: Any, opset: int
+) -> SourceModel:
+    """The model's frozen form for an engine. Raises what `export_onnx` raises."""
+    program = translated(frozen(model, example_inputs, dynamic_shapes),
+                         example_inputs, dynamic_shapes, opset)  # fmt: skip
+    products: dict[str, int] = {}
+
+    def choose(layer: SparseNode, tokens: int) -> form.Form:
+        chosen = form.choose(layer, tokens)
+        width = layer.in_features if chosen.blocks is None else chosen.blocks.width
+        products[layer.name] = layer.out_features * width
+        return chosen
+
+    layers = lower(program.model, example_tokens(program), choose)
+    for layer in layers:
+        products.setdefault(layer.name, layer.out_features * layer.in_features)
+    _name_products(program.model.graph)
+    expand(program.model)
+    assert program.exported_program is not None
+    return SourceModel(program.model, layers, products, program.exported_program, {})
+
+
+def _name_products(graph: ir.Graph) -> None:
+    """Call the product of a sparse layer like the layer: the parser keeps the names of nodes."""
+    for node in graph:
+        if node.op_type in ("MatMul", "Gemm"):
+            names = [name for value in node.inputs for name in _constants(value) or ()]
+            layers = [name.removesuffix(VALUES) for name in names if name.endswith(VALUES)]
+            if layers:
+                node.name = layers[0]
+
+
+def _constants(value: ir.Value | None) -> set[str] | None:
+    """The initializers that a value is computed from, or None if it depends on an input."""
+    if value is None:
+        return set()
+    if value.is_initializer():
+        return {str(value.name)}
+    node = value.producer()
+    if node is None:
+        return None
+    found: set[str] = set()
+    for source in node.inputs:
+        names = _constants(source)
+        if names is None:
+            return None
+        found |= names
+    return found
+
+
+def _as_tensor(array: NDArray) -> Tensor:
+    """An array as a tensor; NumPy has bfloat16 as a type of another package."""
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view("int16").copy()).view(torch.bfloat16)
+    return torch.from_numpy(array.copy())
+
+
+def is_weight(value: ir.Value) -> bool:
+    """Whether training can change it: a floating tensor, or what a Gather of features reads."""
+    tensor = value.const_value
+    if tensor is None or prod(tensor.shape) < SMALLEST_WEIGHT:
+        return False
+    if tensor.dtype.is_floating_point():
+        return True
+    return all(
+        node.op_type == "Gather" and place == 1 and not _is_shape(node.inputs[0])
+        for node, place in value.uses()
+    )
+
+
+def _is_shape(value: ir.Value | None) -> bool:
+    return value is not None and value.dtype == ir.DataType.INT64 and len(value.shape or ()) < 2
