@@ -7,8 +7,8 @@ once, when it loads the file. `GatherGemm`, `ScatterGemm` and `Shift` are the wh
 
 from __future__ import annotations
 
-from onnxscript import script
 from onnxscript import opset18 as op
+from onnxscript import script
 from onnxscript.values import OnnxFunction, Opset
 
 DOMAIN = "padst"
@@ -18,7 +18,8 @@ PADST = Opset(DOMAIN, 1)
 @script(PADST, default_opset=op)
 def GatherWeight(values, index, window: int, in_features: int):
     """`[in, R V]` from values `[R, E, G, V]` and index `[R, E]`."""
-    blocks, entries, group, tile = op.Split(op.Shape(values), num_outputs=4)
+    blocks, entries = op.Shape(values, end=1), op.Shape(values, start=1, end=2)
+    group, tile = op.Shape(values, start=2, end=3), op.Shape(values, start=3)
     inputs = op.Reshape(in_features, [1])
     size = op.Reshape(window, [1])
     windows = (inputs + size - 1) / size
@@ -38,7 +39,8 @@ def GatherWeight(values, index, window: int, in_features: int):
 @script(PADST, default_opset=op)
 def ScatterWeight(values, index, out_features: int):
     """`[R V, out]` from values `[R, E, G, V]` and index `[R, E]`."""
-    blocks, entries, group, tile = op.Split(op.Shape(values), num_outputs=4)
+    blocks, entries = op.Shape(values, end=1), op.Shape(values, start=1, end=2)
+    group, tile = op.Shape(values, start=2, end=3), op.Shape(values, start=3)
     outputs = op.Reshape(out_features, [1])
     first = op.Cast(index, to=7) * group
     columns = op.Unsqueeze(first, [2]) + op.Range(0, op.Squeeze(group), 1)

@@ -82,6 +82,12 @@ class SparseNode:
         return self.sizes["out_features"]
 
     @property
+    def stretch(self) -> int:
+        """How many adjacent inputs every entry reads."""
+        shape = array_of(self.values).shape
+        return {"GatherGemm": shape[-2], "ScatterGemm": shape[-1], "Shift": 1}[self.kind]
+
+    @property
     def is_two_four(self) -> bool:
         """Whether each row has two weights in every four adjacent inputs."""
         if self.kind != "GatherGemm" or self.sizes["window"] != 4:

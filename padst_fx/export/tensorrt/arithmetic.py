@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from math import prod
 from typing import Any
 
@@ -9,22 +10,26 @@ from typing import Any
 MOVING = ("SHUFFLE", "CAST", "IDENTITY", "SQUEEZE", "UNSQUEEZE")
 
 
-def products(network: Any) -> dict[str, int]:
-    """The matrix products with weights: multiply-adds for one token, by the layer's name.
+# Stands between a layer's name and the number of its product, in the names of products.
+PART = "#"
 
-    A product with a weight has as many for every token as the weight has entries. Products of two
-    activations, as in attention, are not among them.
+
+def multiply_adds(network: Any) -> Counter[str]:
+    """Multiply-adds of matrix products with weights, for one token, by the name of the layer.
+
+    They are as many as the weight has entries. Products of two activations, as in attention, are
+    not among them.
     """
     layers = [network.get_layer(number) for number in range(network.num_layers)]
     makers = {layer.get_output(place).name: layer
               for layer in layers for place in range(layer.num_outputs)}  # fmt: skip
-    found = {}
+    found: Counter[str] = Counter()
     for layer in layers:
         if layer.type.name == "MATRIX_MULTIPLY":
             operands = [layer.get_input(place) for place in range(2)]
             weights = [each for each in operands if _is_weight(each, makers)]
             if weights:
-                found[layer.name] = prod(weights[0].shape)
+                found[layer.name.partition(PART)[0]] += prod(weights[0].shape)
     return found
 
 

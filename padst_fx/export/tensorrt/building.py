@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from padst_fx.export.tensorrt.arithmetic import products
+from padst_fx.export.tensorrt.arithmetic import multiply_adds
 from padst_fx.export.tensorrt.record import Input
 from padst_fx.export.tensorrt.requirements import Library
 
@@ -27,7 +27,7 @@ class Engine:
     data: bytes
     timing_cache: bytes | None
     outputs: tuple[str, ...]
-    products: dict[str, int]
+    multiply_adds: dict[str, int]
 
 
 class Messages:
@@ -80,7 +80,7 @@ def build(
         data=bytes(data),
         timing_cache=None if cache is None else bytes(cache.serialize()),
         outputs=tuple(network.get_output(number).name for number in range(network.num_outputs)),
-        products=products(network),
+        multiply_adds=multiply_adds(network),
     )
 
 

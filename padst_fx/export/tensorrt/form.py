@@ -1,27 +1,47 @@
-"""In which form a sparse layer goes to TensorRT through ONNX."""
+"""In which form a sparse layer goes to TensorRT through ONNX.
+
+What decides is counted, not measured: a product of row blocks moves activations that a dense one
+reads in place, so it has to halve the multiply-adds.
+"""
 
 from __future__ import annotations
 
 from padst_fx.export.onnx.forms import Form, candidates
-from padst_fx.export.onnx.sources import SparseNode
+from padst_fx.export.onnx.row_blocks import RowBlocks
+from padst_fx.export.onnx.sources import SparseNode, array_of
 
-# A gather moves activations that a dense product reads in place: it has to save this much.
 LARGEST_SHARE = 0.5
 SMALLEST_TILE = 16
 
 
 def choose(layer: SparseNode, tokens: int) -> Form:
-    """Row blocks for matrix units where they halve the multiply-adds, else the dense matrix.
+    """The row blocks, for matrix units, with the fewest multiply-adds, else the dense matrix."""
+    return _cheapest(layer, [b for b in candidates(layer) if b.tile >= SMALLEST_TILE])
 
-    Counted, not measured: of the blocks with the fewest multiply-adds those with most rows.
+
+def choose_for_any_mask(layer: SparseNode, tokens: int) -> Form:
+    """A form whose tensors have the same shapes for every mask of the layer's structure.
+
+    Such row blocks are those of the structure itself, each of which reads equally many inputs.
     """
+    tile = array_of(layer.values).shape[-1]
+    own = layer.kind == "GatherGemm" and tile >= SMALLEST_TILE
+    return _cheapest(layer, [b for b in candidates(layer) if own and b.tile == tile])
+
+
+def multiply_adds(layer: SparseNode, form: Form) -> int:
+    """Of the layer's product in a form, for one token."""
+    if form.blocks is None:
+        return layer.out_features * layer.in_features
+    return form.blocks.gathered * form.blocks.tile
+
+
+def _cheapest(layer: SparseNode, cuts: list[RowBlocks]) -> Form:
     if layer.is_two_four:
         return Form("2:4", "TensorRT has sparse matrix units for it")
-    blocks = [each for each in candidates(layer) if each.tile >= SMALLEST_TILE]
-    if not blocks:
-        return Form("dense", f"its rows have no tiles of {SMALLEST_TILE} or more")
-    best = min(blocks, key=lambda each: (each.width, -each.tile))
-    reason = f"{best.tile} rows read {best.width} of {layer.in_features} inputs"
-    if best.width > LARGEST_SHARE * layer.in_features:
-        return Form("dense", reason)
-    return Form("gather", reason, best)
+    if not cuts:
+        return Form("dense", f"no row blocks of {SMALLEST_TILE} rows or more serve it")
+    blocks = min(cuts, key=lambda cut: (cut.gathered * cut.tile, -cut.tile))
+    share = blocks.gathered * blocks.tile / (layer.out_features * layer.in_features)
+    reason = f"blocks of {blocks.tile} rows read {share:.2f} of the inputs"
+    return Form("dense", reason) if share > LARGEST_SHARE else Form("gather", reason, blocks)

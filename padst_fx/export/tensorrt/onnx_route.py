@@ -33,14 +33,14 @@ def export_through_onnx(
         requirements.check_gpu("building an engine with refit='weights'")
     from padst_fx.export.onnx.exporting import checked_opset
     from padst_fx.export.onnx.files import check_target
-    from padst_fx.export.tensorrt import building
+    from padst_fx.export.tensorrt import building, form
     from padst_fx.export.tensorrt.source_model import source_model
 
     target, opset = check_target(path), checked_opset(options.opset)
     cache = None if options.timing_cache is None else check_target(options.timing_cache)
-    source = source_model(
-        *in_precision(model, example_inputs, options.precision), dynamic_shapes, opset
-    )
+    model, example_inputs = in_precision(model, example_inputs, options.precision)
+    choose = form.choose_for_any_mask if options.refit else form.choose
+    source = source_model(model, example_inputs, dynamic_shapes, opset, choose)
     inputs = source.inputs()
     if options.refit == "inputs":
         source = source.with_weights_as_inputs()
@@ -72,7 +72,7 @@ def export_through_onnx(
         write({cache: engine.timing_cache})
     layers = tuple(
         EngineLayer(layer.name, layer.out_features, layer.in_features, layer.form, layer.reason,
-                    engine.products.get(layer.name))
+                    engine.multiply_adds.get(layer.name))
         for layer in source.layers
     )  # fmt: skip
     return EngineReport(files, record, layers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -13,10 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from padst_fx.export.onnx.exporting import example_tokens, frozen, translated
+from padst_fx.export.onnx.forms import Choice, Form
 from padst_fx.export.onnx.lowering import expand, lower
 from padst_fx.export.onnx.report import Layer
 from padst_fx.export.onnx.sources import SparseNode
-from padst_fx.export.tensorrt import form
+from padst_fx.export.tensorrt import form as forms
+from padst_fx.export.tensorrt.arithmetic import PART
 from padst_fx.export.tensorrt.fingerprint import fingerprint
 from padst_fx.export.tensorrt.profile import profile
 from padst_fx.export.tensorrt.record import Input
@@ -29,14 +32,14 @@ VALUES = ".values"
 class SourceModel:
     """A model in standard operators, its weights as they are multiplied by.
 
-    `layers` are its sparse layers, `products` the multiply-adds for one token that each of them
-    should have, and `program` the exported graph, whose inputs are the model's. `weights` are
+    `layers` are its sparse layers, `multiply_adds` those that the product of each of them has for
+    one token, and `program` the exported graph, whose inputs are the model's. `weights` are
     those that are inputs of the model, none by default.
     """
 
     model: ir.Model
     layers: tuple[Layer, ...]
-    products: dict[str, int]
+    multiply_adds: dict[str, int]
     program: torch.export.ExportedProgram
     weights: dict[str, NDArray]
 
@@ -73,36 +76,40 @@ class SourceModel:
 
 
 def source_model(
-    model: Any, example_inputs: Any, dynamic_shapes: Any, opset: int
+    model: Any, example_inputs: Any, dynamic_shapes: Any, opset: int, choose: Choice
 ) -> SourceModel:
     """The model's frozen form for an engine. Raises what `export_onnx` raises."""
     program = translated(frozen(model, example_inputs, dynamic_shapes),
                          example_inputs, dynamic_shapes, opset)  # fmt: skip
-    products: dict[str, int] = {}
+    multiply_adds: dict[str, int] = {}
 
-    def choose(layer: SparseNode, tokens: int) -> form.Form:
-        chosen = form.choose(layer, tokens)
-        width = layer.in_features if chosen.blocks is None else chosen.blocks.width
-        products[layer.name] = layer.out_features * width
-        return chosen
+    def noted(layer: SparseNode, tokens: int) -> Form:
+        form = choose(layer, tokens)
+        multiply_adds[layer.name] = forms.multiply_adds(layer, form)
+        return form
 
-    layers = lower(program.model, example_tokens(program), choose)
+    layers = lower(program.model, example_tokens(program), noted)
     for layer in layers:
-        products.setdefault(layer.name, layer.out_features * layer.in_features)
+        multiply_adds.setdefault(layer.name, layer.out_features * layer.in_features)
     _name_products(program.model.graph)
     expand(program.model)
     assert program.exported_program is not None
-    return SourceModel(program.model, layers, products, program.exported_program, {})
+    return SourceModel(program.model, layers, multiply_adds, program.exported_program, {})
 
 
 def _name_products(graph: ir.Graph) -> None:
-    """Call the product of a sparse layer like the layer: the parser keeps the names of nodes."""
+    """Name products after the layers whose weights they read: a parser keeps the names of nodes.
+
+    The products of a layer are numbered behind its name.
+    """
+    numbers: Counter[str] = Counter()
     for node in graph:
         if node.op_type in ("MatMul", "Gemm"):
-            names = [name for value in node.inputs for name in _constants(value) or ()]
+            names = sorted(name for value in node.inputs for name in _constants(value) or ())
             layers = [name.removesuffix(VALUES) for name in names if name.endswith(VALUES)]
             if layers:
-                node.name = layers[0]
+                numbers[layers[0]] += 1
+                node.name = f"{layers[0]}{PART}{numbers[layers[0]]}"
 
 
 def _constants(value: ir.Value | None) -> set[str] | None:
