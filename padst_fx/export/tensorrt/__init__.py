@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from padst_fx.export.tensorrt.exporting import export_tensorrt
+from padst_fx.export.tensorrt.refit import refit_tensorrt
 from padst_fx.export.tensorrt.report import EngineLayer, EngineReport
 
-__all__ = ["EngineLayer", "EngineReport", "export_tensorrt"]
+__all__ = ["EngineLayer", "EngineReport", "export_tensorrt", "refit_tensorrt"]

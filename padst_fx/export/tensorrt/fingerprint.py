@@ -9,8 +9,8 @@ import numpy as np
 import onnx_ir as ir
 
 
-def fingerprint(graph: ir.Graph, is_weight: Callable[[ir.Value], bool]) -> str:
-    """A hash of operators, connections, shapes, and of the entries of what is no weight."""
+def fingerprint(graph: ir.Graph, is_fixed: Callable[[ir.Value], bool]) -> str:
+    """A hash of operators, connections, shapes, and of the entries of what is fixed."""
     digest = hashlib.sha256()
 
     def add(*parts: object) -> None:
@@ -22,7 +22,7 @@ def fingerprint(graph: ir.Graph, is_weight: Callable[[ir.Value], bool]) -> str:
         tensor = value.const_value
         assert tensor is not None
         add(name, tensor.dtype, tensor.shape)
-        if not is_weight(value):
+        if is_fixed(value):
             digest.update(np.ascontiguousarray(tensor.numpy()).tobytes())
     for node in graph:
         add(node.domain, node.op_type, [value.name for value in node.inputs if value is not None])

@@ -13,7 +13,7 @@ from padst_fx.export.tensorrt import requirements
 from padst_fx.export.tensorrt.files import write
 from padst_fx.export.tensorrt.options import Options
 from padst_fx.export.tensorrt.precision import in_precision
-from padst_fx.export.tensorrt.record import ENDING, WEIGHTS_ENDING, Input, Record, beside
+from padst_fx.export.tensorrt.record import ENDING, WEIGHTS_ENDING, Record, beside
 from padst_fx.export.tensorrt.report import EngineLayer, EngineReport
 
 def export_through_onnx(
@@ -33,36 +33,34 @@ def export_through_onnx(
         requirements.check_gpu("building an engine with refit='weights'")
     from padst_fx.export.onnx.exporting import checked_opset
     from padst_fx.export.onnx.files import check_target
-    from padst_fx.export.tensorrt import building, form
+    from padst_fx.export.tensorrt import building
     from padst_fx.export.tensorrt.source_model import source_model
 
     target, opset = check_target(path), checked_opset(options.opset)
     cache = None if options.timing_cache is None else check_target(options.timing_cache)
-    model, example_inputs = in_precision(model, example_inputs, options.precision)
-    choose = form.choose_for_any_mask if options.refit else form.choose
-    source = source_model(model, example_inputs, dynamic_shapes, opset, choose)
-    inputs = source.inputs()
-    if options.refit == "inputs":
-        source = source.with_weights_as_inputs()
+    source = source_model(
+        *in_precision(model, example_inputs, options.precision), dynamic_shapes, opset,
+        options.refit,
+    )  # fmt: skip
     sparse = ["SPARSE_WEIGHTS"] if any(layer.form == "2:4" for layer in source.layers) else []
     settings = building.Settings(
         flags=(*sparse, *(["REFIT"] if options.refit == "weights" else [])),
         capabilities=capabilities,
         timing_cache=None if cache is None else cache.read_bytes() if cache.exists() else b"",
     )
-    engine = building.build(library, source.serialized(), inputs, settings)
+    engine = building.build(library, source.serialized(), source.inputs, settings)
     record = Record(
         library=library.name,
         version=library.version,
         through="onnx",
         precision=options.precision,
         opset=opset,
-        inputs=inputs,
+        inputs=source.inputs,
         outputs=engine.outputs,
         capabilities=capabilities,
         refit=options.refit,
         graph=source.fingerprint(),
-        weights={name: list(array.shape) for name, array in source.weights.items()},
+        weights=source.weight_shapes(),
     )
     contents = {target: engine.data, beside(target, ENDING): record.text().encode()}
     if options.refit == "inputs":

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from padst_fx.export.onnx.exporting import example_tokens, frozen, translated
-from padst_fx.export.onnx.forms import Choice, Form
+from padst_fx.export.onnx.forms import Form
 from padst_fx.export.onnx.lowering import expand, lower
 from padst_fx.export.onnx.report import Layer
 from padst_fx.export.onnx.sources import SparseNode
@@ -32,53 +33,45 @@ VALUES = ".values"
 class SourceModel:
     """A model in standard operators, its weights as they are multiplied by.
 
-    `layers` are its sparse layers, `multiply_adds` those that the product of each of them has for
-    one token, and `program` the exported graph, whose inputs are the model's. `weights` are
-    those that are inputs of the model, none by default.
+    `inputs` are the model's own, `layers` its sparse layers, `multiply_adds` those that the
+    product of each of them has for one token. `weights` are further inputs, none by default.
+    `fixed` says of an initializer whether refitting leaves it as it is.
     """
 
     model: ir.Model
+    inputs: tuple[Input, ...]
     layers: tuple[Layer, ...]
     multiply_adds: dict[str, int]
-    program: torch.export.ExportedProgram
     weights: dict[str, NDArray]
-
-    def inputs(self) -> tuple[Input, ...]:
-        """The model's own inputs. Raises `ValueError` for a dimension without an upper bound."""
-        return profile(self.program, [str(value.name) for value in self.model.graph.inputs])
+    fixed: Callable[[ir.Value], bool]
 
     def serialized(self) -> bytes:
         """The model as an ONNX file has it."""
         data: bytes = ir.to_proto(self.model).SerializeToString()
         return data
 
-    def with_weights_as_inputs(self) -> SourceModel:
-        """Every weight and every index of a gather as an input instead of a constant."""
-        graph = self.model.graph
-        moved = [value for value in graph.initializers.values() if is_weight(value)]
-        weights = {}
-        for value in moved:
-            assert value.name is not None and value.const_value is not None
-            weights[value.name] = value.const_value.numpy()
-            del graph.initializers[value.name]
-            value.const_value = None
-            graph.inputs.append(value)
-        return replace(self, weights=weights)
-
     def stored_weights(self) -> bytes:
         """The weights that are inputs, as a safetensors file."""
         tensors = {name: _as_tensor(array) for name, array in self.weights.items()}
         return safetensors.torch.save(tensors)
 
+    def weight_shapes(self) -> dict[str, list[int]]:
+        """The shapes of the weights that are inputs."""
+        return {name: list(array.shape) for name, array in self.weights.items()}
+
     def fingerprint(self) -> str:
-        """A hash of the graph: operators, connections, shapes and what is no weight."""
-        return fingerprint(self.model.graph, is_weight)
+        """A hash of operators, connections, shapes, and what refitting leaves as it is."""
+        return fingerprint(self.model.graph, self.fixed)
 
 
 def source_model(
-    model: Any, example_inputs: Any, dynamic_shapes: Any, opset: int, choose: Choice
+    model: Any, example_inputs: Any, dynamic_shapes: Any, opset: int, refit: str | None
 ) -> SourceModel:
-    """The model's frozen form for an engine. Raises what `export_onnx` raises."""
+    """The model's frozen form for an engine that can be refitted with `refit`.
+
+    Raises what `export_onnx` raises, and `ValueError` for a dimension without an upper bound.
+    """
+    choose = forms.choose_for_any_mask if refit else forms.choose
     program = translated(frozen(model, example_inputs, dynamic_shapes),
                          example_inputs, dynamic_shapes, opset)  # fmt: skip
     multiply_adds: dict[str, int] = {}
@@ -93,8 +86,25 @@ def source_model(
         multiply_adds.setdefault(layer.name, layer.out_features * layer.in_features)
     _name_products(program.model.graph)
     expand(program.model)
+    graph = program.model.graph
     assert program.exported_program is not None
-    return SourceModel(program.model, layers, multiply_adds, program.exported_program, {})
+    inputs = profile(program.exported_program, [str(value.name) for value in graph.inputs])
+    weights = _as_inputs(graph) if refit == "inputs" else {}
+    fixed = _is_no_float if refit == "weights" else _is_no_weight
+    return SourceModel(program.model, inputs, layers, multiply_adds, weights, fixed)
+
+
+def _as_inputs(graph: ir.Graph) -> dict[str, NDArray]:
+    """Make every weight an input instead of a constant, and return them."""
+    weights = {}
+    for name, value in list(graph.initializers.items()):
+        if not _is_no_weight(value):
+            assert value.const_value is not None
+            weights[name] = value.const_value.numpy()
+            del graph.initializers[name]
+            value.const_value = None
+            graph.inputs.append(value)
+    return weights
 
 
 def _name_products(graph: ir.Graph) -> None:
@@ -137,14 +147,20 @@ def _as_tensor(array: NDArray) -> Tensor:
     return torch.from_numpy(array.copy())
 
 
-def is_weight(value: ir.Value) -> bool:
-    """Whether training can change it: a floating tensor, or what a Gather of features reads."""
+def _is_no_float(value: ir.Value) -> bool:
+    """Whether an initializer is no floating tensor of several entries."""
     tensor = value.const_value
-    if tensor is None or prod(tensor.shape) < SMALLEST_WEIGHT:
-        return False
-    if tensor.dtype.is_floating_point():
-        return True
-    return all(
+    assert tensor is not None
+    return prod(tensor.shape) < SMALLEST_WEIGHT or not tensor.dtype.is_floating_point()
+
+
+def _is_no_weight(value: ir.Value) -> bool:
+    """Whether training leaves it alone: no floating tensor, and no index of a gather."""
+    tensor = value.const_value
+    assert tensor is not None
+    if prod(tensor.shape) < SMALLEST_WEIGHT or not _is_no_float(value):
+        return _is_no_float(value)
+    return not all(
         node.op_type == "Gather" and place == 1 and not _is_shape(node.inputs[0])
         for node, place in value.uses()
     )
