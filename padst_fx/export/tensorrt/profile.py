@@ -25,27 +25,27 @@ def profile(program: ExportedProgram, names: list[str]) -> tuple[Input, ...]:
     }
     nodes = [node for node in program.graph.nodes if node.op == "placeholder"]
     read = [node for node in nodes if node.name in users]
-    return tuple(_input(program, *pair) for pair in zip(read, names, strict=True))
+    return tuple(_input(*pair) for pair in zip(read, names, strict=True))
 
 
-def _input(program: ExportedProgram, node: torch.fx.Node, name: str) -> Input:
-    dimensions = [_range(program, size, node.name, axis)
-                  for axis, size in enumerate(node.meta["val"].shape)]  # fmt: skip
+def _input(node: torch.fx.Node, name: str) -> Input:
+    dimensions = [bounds(size, name, axis) for axis, size in enumerate(node.meta["val"].shape)]
     least, usual, largest = zip(*dimensions, strict=True) if dimensions else ((), (), ())
     dtype = str(node.meta["val"].dtype).removeprefix("torch.")
     return Input(name, dtype, tuple(least), tuple(usual), tuple(largest))
 
 
-def _range(program: ExportedProgram, size: Any, name: str, axis: int) -> tuple[int, int, int]:
+def bounds(size: Any, name: str, axis: int) -> tuple[int, int, int]:
+    """The least, usual and largest value of a size.
+
+    Raises `ValueError`, naming the tensor and its axis, where there is no largest.
+    """
     if isinstance(size, int):
         return size, size, size
-    expression = size.node.expr
-    ranges = {symbol: program.range_constraints[symbol] for symbol in expression.free_symbols}
-    upper = expression.subs({symbol: each.upper for symbol, each in ranges.items()})
-    if not upper.is_Integer or upper > LARGEST:
+    ranges = size.node.shape_env.bound_sympy(size.node.expr)
+    if not ranges.upper.is_Integer or ranges.upper > LARGEST:
         raise ValueError(
             f"dimension {axis} of {name} has no upper bound, which a profile needs: give it as "
             "torch.export.Dim(name, min=..., max=...) in dynamic_shapes"
         )
-    lower = expression.subs({symbol: each.lower for symbol, each in ranges.items()})
-    return int(lower), int(size.node.hint), int(upper)
+    return int(ranges.lower), int(size.node.hint), int(ranges.upper)
