@@ -50,4 +50,4 @@ def is_masked(value: ir.Value) -> bool:
     if tensor is None or not tensor.dtype.is_floating_point() or tensor.size < SMALLEST:
         return False
     array = tensor.numpy()
-    return np.count_nonzero(array) * (array.itemsize + 1) < array.nbytes
+    return bool(np.count_nonzero(array) * (array.itemsize + 1) < array.nbytes)

@@ -43,13 +43,11 @@ def mixed(name: str) -> nn.Module:
         if type(module).__name__ in ("Linear", "Conv1D") and not path.endswith(heads)
     ]
     for number, (path, module) in enumerate(found):
+        structure = STRUCTURES[number % len(STRUCTURES)]
         permutation = ("random", "identity")[number % 3 == 2]
-        model.set_submodule(
-            path,
-            SparseLinear.from_dense(
-                module, STRUCTURES[number % len(STRUCTURES)], 0.5, permutation=permutation
-            ),
-        )
+        sparsity = None if isinstance(structure, NM) else 0.5
+        layer = SparseLinear.from_dense(module, structure, sparsity, permutation=permutation)
+        model.set_submodule(path, layer)
     assert len(found) >= len(STRUCTURES)
     return model
 
