@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from padst_fx.checkpoint import CheckpointError, load, save
     from padst_fx.dst import DST, LearnedPermutation, SoftPermutation
     from padst_fx.export.onnx import export_onnx
+    from padst_fx.export.tensorrt import export_tensorrt, refit_tensorrt
     from padst_fx.freezing import explain, freeze
     from padst_fx.layers import SparseLinear
     from padst_fx.planning import Plan, plan
@@ -32,6 +33,8 @@ _HOMES = {
     "SoftPermutation": "dst",
     "explain": "freezing",
     "export_onnx": "export.onnx",
+    "export_tensorrt": "export.tensorrt",
+    "refit_tensorrt": "export.tensorrt",
     "freeze": "freezing",
     "SparseLinear": "layers",
     "Plan": "planning",
@@ -66,10 +69,12 @@ __all__ = [
     "densify",
     "explain",
     "export_onnx",
+    "export_tensorrt",
     "find_projections",
     "freeze",
     "load",
     "plan",
+    "refit_tensorrt",
     "save",
     "sparsify",
     "summary",

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from padst_fx.compiled import uncompiled
+from padst_fx.export.target import check_target
 from padst_fx.freezing import FrozenModel, freeze
 from padst_fx.freezing.trace import hint
 from padst_fx.passes.projection_op import projection_ops
@@ -58,7 +59,7 @@ def export_onnx(
     cannot be written. After an error no file has been written or changed.
     """
     _check_packages()
-    from padst_fx.export.onnx.files import check_target, write
+    from padst_fx.export.onnx.files import write
     from padst_fx.export.onnx.lowering import define, expand, lower
     from padst_fx.export.onnx.report import Report
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import Any, Union
+from typing import Any
 
 import torch
 
 TOKENS = "tokens"
-Expression = Union[int, str, list[Any]]
+Expression = int | str | list[Any]
 CeilDiv = Callable[[Any, Any], Any]
 
 

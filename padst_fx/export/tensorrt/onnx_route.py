@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
+from padst_fx.export.target import check_target
 from padst_fx.export.tensorrt import requirements
 from padst_fx.export.tensorrt.files import write
 from padst_fx.export.tensorrt.options import Options
 from padst_fx.export.tensorrt.precision import in_precision
 from padst_fx.export.tensorrt.record import ENDING, WEIGHTS_ENDING, Record, beside
 from padst_fx.export.tensorrt.report import EngineLayer, EngineReport
+
 
 def export_through_onnx(
     model: nn.Module,
@@ -32,7 +32,6 @@ def export_through_onnx(
     if options.refit == "weights":
         requirements.check_gpu("building an engine with refit='weights'")
     from padst_fx.export.onnx.exporting import checked_opset
-    from padst_fx.export.onnx.files import check_target
     from padst_fx.export.tensorrt import building
     from padst_fx.export.tensorrt.source_model import source_model
 

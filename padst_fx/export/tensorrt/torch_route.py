@@ -13,8 +13,9 @@ from torch.utils import _pytree as pytree
 
 from padst_fx.compiled import uncompiled
 from padst_fx.export.onnx.exporting import frozen
+from padst_fx.export.target import check_target
 from padst_fx.export.tensorrt import requirements
-from padst_fx.export.tensorrt.files import check_target, write
+from padst_fx.export.tensorrt.files import write
 from padst_fx.export.tensorrt.options import Options
 from padst_fx.export.tensorrt.plugin import KERNELS, NAMESPACE
 from padst_fx.export.tensorrt.precision import in_precision
