@@ -1,0 +1,167 @@
+"""Real TensorRT-RTX engines, built without a GPU, and the networks they were built from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import engine_models
+import pytest
+import tensorrt_rtx as trt
+import torch
+from torch.export import Dim
+
+import padst_fx
+from padst_fx.export.tensorrt import EngineReport
+from padst_fx.export.tensorrt.building import Settings, build
+from padst_fx.export.tensorrt.record import Record
+from padst_fx.export.tensorrt.requirements import library
+from padst_fx.export.tensorrt.source_model import source_model
+
+BATCH = Dim("batch", min=1, max=8)
+ADA = ["8.9"]
+SPARSE_FORMS = {"block": "gather", "wide_diag": "gather", "two_four": "2:4", "tiled": "gather",
+                "diag": "dense", "unstructured": "dense"}  # fmt: skip
+
+
+def inputs(batch: int = 2) -> torch.Tensor:
+    return torch.zeros(batch, engine_models.TOKENS, engine_models.WIDTH)
+
+
+def export(model: torch.nn.Module, path: Path, **options: object) -> EngineReport:
+    return padst_fx.export_tensorrt(
+        model, inputs(), path, compute_capabilities=ADA, **options  # type: ignore[arg-type]
+    )
+
+
+@pytest.mark.parametrize("family", engine_models.FAMILIES)
+def test_blocks_of_every_structure(family: str, tmp_path: Path) -> None:
+    """Where the report says sparse, the network's product has the multiply-adds of sparse."""
+    model = engine_models.sparse_blocks(family)
+    report = export(model, tmp_path / "m.engine", dynamic_shapes={"x": {0: BATCH}})
+    assert report.size == (tmp_path / "m.engine").stat().st_size > 0
+    (given,) = report.record.inputs
+    rest = (engine_models.TOKENS, engine_models.WIDTH)
+    assert (given.least, given.usual, given.largest) == ((1, *rest), (2, *rest), (8, *rest))
+    assert len(report.record.outputs) == 1
+    count = 0
+    for layer in report.layers:
+        block = layer.name.split(".")[1]
+        structure = engine_models.STRUCTURES[block]
+        sparse = model.get_submodule(layer.name)
+        dense = sparse.in_features * sparse.out_features
+        assert layer.multiply_adds is not None, layer.name
+        if layer.form == "gather":
+            assert layer.multiply_adds == sum(_reads(sparse, _tile(layer.reason)))
+            assert layer.multiply_adds <= dense / 2
+        else:
+            assert layer.multiply_adds == dense
+        if isinstance(structure, padst_fx.Block | padst_fx.NM):
+            assert layer.form == SPARSE_FORMS[block]
+        count += 1
+    assert count == sum(isinstance(m, padst_fx.SparseLinear) for m in model.modules())
+    assert {"gather", "dense", "2:4"} == {layer.form for layer in report.layers}
+
+
+def _tile(reason: str) -> int:
+    return int(reason.split()[2])
+
+
+def _reads(layer: padst_fx.SparseLinear, tile: int) -> list[int]:
+    """Multiply-adds of blocks of rows that read every input any of their rows reads.
+
+    The exporter may read whole stretches and pad blocks to one width; with these structures and
+    sizes neither adds any.
+    """
+    mask = layer.dense_weight() != 0
+    return [int(rows.any(0).sum()) * tile for rows in mask.split(tile)]
+
+
+def test_a_two_four_layer_sets_the_builders_flag(monkeypatch: pytest.MonkeyPatch,
+                                                 tmp_path: Path) -> None:  # fmt: skip
+    found = []
+
+    def spy(lib: object, data: bytes, given: object, settings: Settings) -> object:
+        found.append(settings)
+        return build(lib, data, given, settings)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("padst_fx.export.tensorrt.building.build", spy)
+    export(engine_models.small(padst_fx.NM(2, 4), None), tmp_path / "a")
+    export(engine_models.small(), tmp_path / "b")
+    assert [settings.flags for settings in found] == [("SPARSE_WEIGHTS",), ()]
+    assert {settings.capabilities for settings in found} == {("SM89",)}
+
+
+def test_two_four_weights_are_constants_with_two_zeros_in_four() -> None:
+    """The builder looks for zeros along the summed axis of constants."""
+    model = engine_models.small(padst_fx.NM(2, 4), None, permutation="random")
+    source = source_model(model, inputs(), None, 20, None)
+    for node in source.model.graph:
+        if node.op_type == "MatMul":
+            weight = node.inputs[1].const_value.numpy()  # type: ignore[union-attr]
+            groups = weight.reshape(-1, 4, weight.shape[1])
+            assert ((groups != 0).sum(1) == 2).all()
+
+
+@pytest.mark.parametrize(("precision", "kind"), [("fp16", "float16"), ("bf16", "bfloat16")])
+def test_precision(precision: str, kind: str, tmp_path: Path) -> None:
+    model = engine_models.small()
+    report = export(model, tmp_path / "m.engine", precision=precision)
+    assert report.record.inputs[0].dtype == kind
+    assert next(model.parameters()).dtype == torch.float32
+    source = source_model(
+        engine_models.small().to(getattr(torch, kind)), inputs().to(getattr(torch, kind)),
+        None, 20, None,
+    )  # fmt: skip
+    network = parsed(source.serialized())
+    assert network.get_input(0).dtype == network.get_output(0).dtype
+    assert network.get_input(0).dtype.name == {"fp16": "HALF", "bf16": "BF16"}[precision]
+
+
+def parsed(model: bytes) -> trt.INetworkDefinition:
+    logger = trt.Logger(trt.Logger.ERROR)
+    network = trt.Builder(logger).create_network(1)
+    parser = trt.OnnxParser(network, logger)
+    assert parser.parse(model)
+    network.kept = parser
+    return network
+
+
+def test_size_follows_sparsity(tmp_path: Path) -> None:
+    """Weights dominate here: ten times fewer of them make an engine several times smaller."""
+
+    class Wide(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = (torch.nn.Linear(1024, 1024) for _ in range(2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.second(torch.relu(self.first(x)))
+
+    sizes = {}
+    for sparsity in (0.5, 0.75, 0.9375):
+        model = Wide().eval()
+        padst_fx.sparsify(model, padst_fx.Block(size=64), sparsity, include=["*"])
+        report = padst_fx.export_tensorrt(
+            model, torch.zeros(4, 1024), tmp_path / "m.engine", compute_capabilities=ADA
+        )
+        sizes[sparsity] = report.size
+    quarter, sixteenth = (2 * 4 * 1024**2 * share for share in (1 / 4, 1 / 16))
+    saved = sizes[0.75] - sizes[0.9375]
+    assert saved == pytest.approx(quarter - sixteenth, rel=0.1)
+    assert sizes[0.5] - sizes[0.75] == pytest.approx(quarter, rel=0.1)
+
+
+def test_record_says_how_to_feed_the_engine(tmp_path: Path) -> None:
+    report = export(engine_models.small(), tmp_path / "m.engine")
+    assert report.files == (tmp_path / "m.engine", tmp_path / "m.engine.json")
+    assert Record.read(report.path) == report.record
+    assert json.loads(report.files[1].read_text())["library"] == "tensorrt_rtx"
+    assert report.record.capabilities == ("SM89",)
+    assert "first" in str(report) and "gather" in str(report)
+    assert {path.name for path in tmp_path.iterdir()} == {"m.engine", "m.engine.json"}
+
+
+def test_tensorrts_own_words_are_passed_on() -> None:
+    with pytest.raises(RuntimeError, match="tensorrt_rtx .* could not read the ONNX model: .+"):
+        build(library(None), b"no model", (), Settings())
