@@ -112,9 +112,13 @@ class PluginModule:
 
     def aot_impl(self, identifier: str) -> Callable[..., Any]:
         def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-            names = list(inspect.signature(function).parameters)
+            signature = inspect.signature(function)
+            names = list(signature.parameters)
             if names != [*self.attributes[identifier], "outputs", "tactic"]:
                 raise ValueError(f"{identifier}: {names} are not the arguments of an aot_impl")
+            returned = typing.get_args(signature.return_annotation)
+            if returned != (str, str, KernelLaunchParams, SymIntExprs):
+                raise ValueError(f"{identifier}: {returned} is not what an aot_impl returns")
             self.implementations[identifier] = function
             return function
 

@@ -88,7 +88,9 @@ def _implementation(
     tensors = _tensors(trtp, arity.reads)
     outputs = _parameter("outputs", tuple[(trtp.TensorDesc,) * arity.writes])
     parameters = [*tensors, _parameter(STEP, str), outputs, _parameter("tactic", int)]
-    implement.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    implement.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        parameters, return_annotation=tuple[str, str, trtp.KernelLaunchParams, trtp.SymIntExprs]
+    )
     return implement
 
 

@@ -163,5 +163,5 @@ def test_record_says_how_to_feed_the_engine(tmp_path: Path) -> None:
 
 
 def test_tensorrts_own_words_are_passed_on() -> None:
-    with pytest.raises(RuntimeError, match="tensorrt_rtx .* could not read the ONNX model: .+"):
+    with pytest.raises(RuntimeError, match=r"tensorrt_rtx .* could not read the ONNX model: .+"):
         build(library(None), b"no model", (), Settings())
