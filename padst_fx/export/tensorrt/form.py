@@ -29,13 +29,6 @@ def choose_for_any_mask(layer: SparseNode, tokens: int) -> Form:
     return _cheapest(layer, [b for b in candidates(layer) if own and b.tile == tile])
 
 
-def multiply_adds(layer: SparseNode, form: Form) -> int:
-    """Of the layer's product in a form, for one token."""
-    if form.blocks is None:
-        return layer.out_features * layer.in_features
-    return form.blocks.gathered * form.blocks.tile
-
-
 def _cheapest(layer: SparseNode, cuts: list[RowBlocks]) -> Form:
     if layer.is_two_four:
         return Form("2:4", "TensorRT has sparse matrix units for it")

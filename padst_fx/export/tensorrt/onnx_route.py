@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from padst_fx.export.onnx.report import Layer
 from padst_fx.export.target import check_target
 from padst_fx.export.tensorrt import requirements
 from padst_fx.export.tensorrt.files import write
@@ -41,9 +42,8 @@ def export_through_onnx(
         *in_precision(model, example_inputs, options.precision), dynamic_shapes, opset,
         options.refit,
     )  # fmt: skip
-    sparse = ["SPARSE_WEIGHTS"] if any(layer.form == "2:4" for layer in source.layers) else []
     settings = building.Settings(
-        flags=(*sparse, *(["REFIT"] if options.refit == "weights" else [])),
+        flags=_flags(source.layers, options.refit),
         capabilities=capabilities,
         timing_cache=None if cache is None else cache.read_bytes() if cache.exists() else b"",
     )
@@ -73,3 +73,13 @@ def export_through_onnx(
         for layer in source.layers
     )  # fmt: skip
     return EngineReport(files, record, layers)
+
+
+def _flags(layers: tuple[Layer, ...], refit: str | None) -> tuple[str, ...]:
+    """Zeros are looked for in constants, of which `refit="inputs"` leaves none."""
+    found = []
+    if refit != "inputs" and any(layer.form == "2:4" for layer in layers):
+        found.append("SPARSE_WEIGHTS")
+    if refit == "weights":
+        found.append("REFIT")
+    return tuple(found)

@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from padst_fx.export.onnx.exporting import example_tokens, frozen, translated
-from padst_fx.export.onnx.forms import Form
+from padst_fx.export.onnx.files import LARGEST_IN_ONE
 from padst_fx.export.onnx.lowering import expand, lower
 from padst_fx.export.onnx.report import Layer
-from padst_fx.export.onnx.sources import SparseNode
 from padst_fx.export.tensorrt import form as forms
 from padst_fx.export.tensorrt.arithmetic import PART
 from padst_fx.export.tensorrt.fingerprint import fingerprint
@@ -33,20 +32,25 @@ VALUES = ".values"
 class SourceModel:
     """A model in standard operators, its weights as they are multiplied by.
 
-    `inputs` are the model's own, `layers` its sparse layers, `multiply_adds` those that the
-    product of each of them has for one token. `weights` are further inputs, none by default.
-    `fixed` says of an initializer whether refitting leaves it as it is.
+    `inputs` are the model's own, `layers` its sparse layers. `weights` are further inputs, none by
+    default. `fixed` says of an initializer whether refitting leaves it as it is.
     """
 
     model: ir.Model
     inputs: tuple[Input, ...]
     layers: tuple[Layer, ...]
-    multiply_adds: dict[str, int]
     weights: dict[str, NDArray]
     fixed: Callable[[ir.Value], bool]
 
     def serialized(self) -> bytes:
-        """The model as an ONNX file has it."""
+        """The model as an ONNX file has it. Raises `ValueError` for more than that can hold."""
+        constants = self.model.graph.initializers.values()
+        size = sum(each.const_value.nbytes for each in constants if each.const_value is not None)
+        if size > LARGEST_IN_ONE:
+            raise ValueError(
+                f"the constants take {size:,} bytes and an ONNX model in one piece holds 2 GiB: "
+                "export with precision='fp16' or refit='inputs', or in parts"
+            )
         data: bytes = ir.to_proto(self.model).SerializeToString()
         return data
 
@@ -74,16 +78,7 @@ def source_model(
     choose = forms.choose_for_any_mask if refit else forms.choose
     program = translated(frozen(model, example_inputs, dynamic_shapes),
                          example_inputs, dynamic_shapes, opset)  # fmt: skip
-    multiply_adds: dict[str, int] = {}
-
-    def noted(layer: SparseNode, tokens: int) -> Form:
-        form = choose(layer, tokens)
-        multiply_adds[layer.name] = forms.multiply_adds(layer, form)
-        return form
-
-    layers = lower(program.model, example_tokens(program), noted)
-    for layer in layers:
-        multiply_adds.setdefault(layer.name, layer.out_features * layer.in_features)
+    layers = lower(program.model, example_tokens(program), choose)
     _name_products(program.model.graph)
     expand(program.model)
     graph = program.model.graph
@@ -91,7 +86,7 @@ def source_model(
     inputs = profile(program.exported_program, [str(value.name) for value in graph.inputs])
     weights = _as_inputs(graph) if refit == "inputs" else {}
     fixed = _is_no_float if refit == "weights" else _is_no_weight
-    return SourceModel(program.model, inputs, layers, multiply_adds, weights, fixed)
+    return SourceModel(program.model, inputs, layers, weights, fixed)
 
 
 def _as_inputs(graph: ir.Graph) -> dict[str, NDArray]:
