@@ -123,8 +123,8 @@ def converted(layer: nn.Module, x: Tensor, dynamic: bool) -> tuple[Tensor, list[
     (node,) = (n for n in program.graph.nodes if str(n.target).startswith("padst."))
     signature, state = program.graph_signature, program.state_dict
     stored = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    args = [state[stored[a.name]] if a.name in stored else x if isinstance(a, torch.fx.Node) else a
-            for a in node.args]  # fmt: skip
+    known = {name: state[at] for name, at in stored.items()}
+    args = [known.get(a.name, x) if isinstance(a, torch.fx.Node) else a for a in node.args]
     network = Network()
     context = types.SimpleNamespace(net=network, current_node=node)
     y = converters()[node.target](context, node.target, tuple(args), {}, node.name)
