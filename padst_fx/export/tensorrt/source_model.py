@@ -25,7 +25,6 @@ from padst_fx.export.tensorrt.profile import profile
 from padst_fx.export.tensorrt.record import Input
 
 SMALLEST_WEIGHT = 2
-VALUES = ".values"
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ def source_model(
     program = translated(frozen(model, example_inputs, dynamic_shapes),
                          example_inputs, dynamic_shapes, opset)  # fmt: skip
     layers = lower(program.model, example_tokens(program), choose)
-    _name_products(program.model.graph)
+    _name_products(program.model.graph, {layer.name for layer in layers})
     expand(program.model)
     graph = program.model.graph
     assert program.exported_program is not None
@@ -102,7 +101,7 @@ def _as_inputs(graph: ir.Graph) -> dict[str, NDArray]:
     return weights
 
 
-def _name_products(graph: ir.Graph) -> None:
+def _name_products(graph: ir.Graph, layers: set[str]) -> None:
     """Name products after the layers whose weights they read: a parser keeps the names of nodes.
 
     The products of a layer are numbered behind its name.
@@ -110,11 +109,11 @@ def _name_products(graph: ir.Graph) -> None:
     numbers: Counter[str] = Counter()
     for node in graph:
         if node.op_type in ("MatMul", "Gemm"):
-            names = sorted(name for value in node.inputs for name in _constants(value) or ())
-            layers = [name.removesuffix(VALUES) for name in names if name.endswith(VALUES)]
-            if layers:
-                numbers[layers[0]] += 1
-                node.name = f"{layers[0]}{PART}{numbers[layers[0]]}"
+            names = {name for value in node.inputs for name in _constants(value) or ()}
+            owners = layers & {name.rpartition(".")[0] for name in names}
+            for owner in owners:
+                numbers[owner] += 1
+                node.name = f"{owner}{PART}{numbers[owner]}"
 
 
 def _constants(value: ir.Value | None) -> set[str] | None:
