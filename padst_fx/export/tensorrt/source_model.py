@@ -25,6 +25,7 @@ from padst_fx.export.tensorrt.profile import profile
 from padst_fx.export.tensorrt.record import Input
 
 SMALLEST_WEIGHT = 2
+VALUES = "values"
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,10 @@ def _name_products(graph: ir.Graph, layers: set[str]) -> None:
     for node in graph:
         if node.op_type in ("MatMul", "Gemm"):
             names = {name for value in node.inputs for name in _constants(value) or ()}
-            owners = layers & {name.rpartition(".")[0] for name in names}
-            for owner in owners:
+            # Layers may share an index; freeze may have given values another ending.
+            parts = [name.rpartition(".") for name in names]
+            owners = {owner for owner, _, last in parts if last.startswith(VALUES)}
+            for owner in owners & layers:
                 numbers[owner] += 1
                 node.name = f"{owner}{PART}{numbers[owner]}"
 
