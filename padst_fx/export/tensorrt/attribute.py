@@ -15,7 +15,7 @@ def encoded(step: Step) -> str:
     """A step as text."""
     fields = {
         **{name: getattr(step, name) for name in ("reads", "tokens_from", "integers", "results")},
-        "kernel": [step.kernel.__module__, step.kernel.__name__],
+        "kernel": [step.kernel.fn.__module__, step.kernel.fn.__name__],
         "dtypes": [str(dtype).removeprefix("torch.") for dtype in step.dtypes],
         "programs": step.programs,
         "constants": step.constants,
