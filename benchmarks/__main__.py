@@ -24,9 +24,12 @@ from benchmarks import (
     memory,
     models,
     onnx_runtime,
+    permutation_accuracy,
+    permutation_cost,
     permutation_search,
     post_training,
     results_file,
+    shared_reads,
     training,
     updates,
 )
@@ -44,8 +47,11 @@ TABLES: dict[str, Callable[[Settings], Table]] = {
     "updates": updates.run,
     "memory": memory.run,
     "cold-start": cold_start.run,
+    "permutation-accuracy": permutation_accuracy.run,
+    "permutation-cost": permutation_cost.run,
     "permutation-search": permutation_search.run,
     "post-training": post_training.run,
+    "shared-reads": shared_reads.run,
 }
 QUICK_FOLDER = Path("build/benchmarks")
 QUICK_ROUNDS, ROUNDS = 5, 20

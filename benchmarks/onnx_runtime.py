@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,8 +62,8 @@ def _contestant(
 
 def _facts(report: Report) -> dict[str, Any]:
     forms = ", ".join(f"{count} {form}" for form, count in sorted(report.counts.items()))
-    share = round(report.share, 4) if report.layers else 1.0
-    return {"forms": forms, "megabytes": round(report.size / 1e6, 2), "stored": share}
+    size = round(report.size / 1e6, 2)
+    return {"forms": forms, "megabytes": size, "stored": round(report.share, 4)}
 
 
 def session(path: Path, threads: int) -> onnxruntime.InferenceSession:
@@ -91,7 +92,10 @@ def run(settings: Settings) -> Table:
     """Measure every structure with as many threads as torch has."""
     names = settings.choose(STRUCTURES, QUICK)
     dense, images = Logits(vit_b16(settings.layers)).eval(), torch.randn(1, 3, 224, 224)
-    facts = {"workload": "ViT-B/16", "layers": settings.layers, "batch": 1}
+    facts = {
+        "workload": "ViT-B/16", "layers": settings.layers, "batch": 1,
+        "onnxruntime": version("onnxruntime"),
+    }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         found = list(contestants(dense, images, names, torch.get_num_threads(), Path(folder)))
         rows = measure(found, settings.rounds, facts)

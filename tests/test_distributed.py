@@ -70,3 +70,15 @@ def test_soft_permutations_of_two_ranks_are_those_of_one_with_twice_the_batch(ra
     alone = ddp_worker.train("diag", "set", rank=0, world=1, permutation="soft")
     for a, b in zip(ranks[0]["diag set soft"], alone, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("method", "permutation"), ddp_worker.OVERFLOWS)
+def test_an_overflow_on_one_rank_skips_the_step_on_both(ranks, method, permutation):
+    first, second = (rank[f"{method} {permutation} overflow"] for rank in ranks)
+    for a, b in zip(first, second, strict=True):
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[name], b[name]) for name in a)
+    counts = [state["counts"].tolist() for state in first]
+    before, after = counts[ddp_worker.OVERFLOW_AT - 2], counts[ddp_worker.OVERFLOW_AT - 1]
+    assert after == [before[0] / 2, before[1]]
+    assert counts[-1][1] == ddp_worker.STEPS - 1

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from padst_fx.dst.layer_state import LayerState
 
@@ -48,17 +46,6 @@ def sum_over_ranks(
     total = torch.zeros_like(like).contiguous() if mine is None else mine.contiguous()
     dist.all_reduce(total, group=group)
     return total
-
-
-def average_gradients(parameters: Iterable[nn.Parameter], group: dist.ProcessGroup | None) -> None:
-    """Average gradients over ranks; for parameters that the model's wrapper may not know."""
-    size = world_size(group)
-    if size == 1:
-        return
-    for parameter in parameters:
-        if parameter.grad is not None:
-            dist.all_reduce(parameter.grad, group=group)
-            parameter.grad /= size
 
 
 def share_units(units: Tensor, group: dist.ProcessGroup | None) -> Tensor:

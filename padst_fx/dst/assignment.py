@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 BISECTIONS = 5
+# Of the moves allowed; where so many are made no more are looked for.
+ENOUGH = 0.75
 # By this much more staying counts: among columns of equal masks an exchange gains nothing.
 INERTIA = 1e-3
 # What nothing else decides (features that are zero, say) the distance does, not rounding.
@@ -43,25 +45,28 @@ class Wanted:
 def capture(change: Tensor, power: Tensor, mask: Tensor) -> Tensor:
     """`[J, J]`: what position j gains by reading feature c, `sum_{i in R(j)} change_ic^2 power_c`,
     `R(j)` the active rows of the position's column in `mask` `[O, J]`."""
-    return mask.to(change.dtype).t() @ (change.square() * power)
+    return (mask.to(change.dtype).t() @ change.square()) * power
 
 
 def assign(score: Tensor) -> Tensor:
     """The feature of each position that makes the summed score largest: `[J]` int64, on the CPU."""
     from scipy.optimize import linear_sum_assignment
 
-    _, features = linear_sum_assignment(score.double().cpu().numpy(), maximize=True)
-    return torch.from_numpy(features)
+    # Features choose positions, not the other way round: scores differ most between strong and
+    # weak features, and the solver (which goes row by row) searches several times longer where
+    # all rows want the same few columns.
+    _, positions = linear_sum_assignment(score.t().double().cpu().numpy(), maximize=True)
+    return torch.from_numpy(positions).argsort()
 
 
 class Gain:
     """Scores for any trust in the present values: `capture(change + trust * values)`."""
 
     def __init__(self, wanted: Wanted, values: Tensor, mask: Tensor) -> None:
-        weights = mask.to(wanted.change.dtype).t()
-        self.constant = capture(wanted.change, wanted.power, mask)
-        self.linear = weights @ (2 * wanted.change * values * wanted.power)
-        self.square = capture(values, wanted.power, mask)
+        weights = mask.to(wanted.change.dtype)
+        self.constant = capture(wanted.change, wanted.power, weights)
+        self.linear = (weights.t() @ (wanted.change * values)) * (2 * wanted.power)
+        self.square = capture(values, wanted.power, weights)
 
     def score(self, trust: float) -> Tensor:
         """`[J, J]`."""
@@ -91,16 +96,24 @@ def choose_features(gain: Gain, curvature: float | None, limit: int) -> Tensor:
     """
     present = torch.arange(len(gain.constant), device="cpu")
     scale = gain.scale()
-    trust = scale / WIDEST_TRUST if curvature is None else curvature
-    order = assign(settled(gain.score(trust)))
-    if int((order != present).sum()) <= limit:
-        return order
-    best, low, high = present, trust, max(trust, scale) * WIDEST_TRUST
+    low, high = scale / WIDEST_TRUST, scale * WIDEST_TRUST
+    if curvature is not None:
+        order = assign(settled(gain.score(curvature)))
+        if _moved(order) <= limit:
+            return order
+        low, high = curvature, max(curvature, scale) * WIDEST_TRUST
+    best = present
     for _ in range(BISECTIONS if limit else 0):
         middle = (low * high) ** 0.5
         order = assign(settled(gain.score(middle)))
-        if int((order != present).sum()) <= limit:
-            best, high = order, middle
-        else:
+        if _moved(order) > limit:
             low = middle
+            continue
+        best, high = order, middle
+        if _moved(best) >= ENOUGH * limit:
+            break
     return best
+
+
+def _moved(order: Tensor) -> int:
+    return int((order != torch.arange(len(order), device=order.device)).sum())

@@ -25,8 +25,9 @@ log = logging.getLogger(__name__)
 class Hardening:
     """The soft layers of a model while a `DST` trains them.
 
-    `events` counts the times that layers were hardened, `put_off` the layers that could not be
-    for entries that were not finite.
+    `events` counts the times that layers were hardened, `recompilations` how often at most that
+    had a compiled model compiled anew, `put_off` the layers that could not be hardened for entries
+    that were not finite.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Hardening:
         self.schedule = schedule
         self.group = group
         self.events = 0
+        self.recompilations = 0
         self.put_off = 0
         self._held: list[nn.Parameter] = []
 
@@ -105,8 +107,11 @@ class Hardening:
             project_(matrix, self.schedule.settings.sinkhorn_iterations)
 
     @torch.no_grad()
-    def update(self, step: int) -> SoftUpdate | None:
-        """Harden the layers whose time has come; None where nothing is soft or no update due."""
+    def update(self, step: int, graphs: int) -> SoftUpdate | None:
+        """Harden the layers whose time has come; None where nothing is soft or no update due.
+
+        `graphs` is how many variants of the model later steps may use.
+        """
         soft = self.soft
         if step % self.schedule.delta_t or not soft:
             return None
@@ -121,9 +126,10 @@ class Hardening:
         done = tuple(name for name, _, _ in hardened)
         if done:
             self.events += 1
+            self.recompilations += graphs
             log.info("step %d: hardened %s; event %d", step, ", ".join(done), self.events)
         by_name = dict(zip(names, penalties, strict=True))
-        return SoftUpdate(by_name, done, self.events, self.put_off)
+        return SoftUpdate(by_name, done, self.events, self.recompilations, self.put_off)
 
     def _penalties(self, matrices: list[nn.Parameter]) -> list[float]:
         """Penalty per row and column of each matrix, the same on every rank."""
@@ -167,6 +173,7 @@ class Hardening:
         return {
             "soft": [name for name, _, _ in self.soft],
             "events": self.events,
+            "recompilations": self.recompilations,
             "put_off": self.put_off,
         }
 
@@ -183,6 +190,7 @@ class Hardening:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from `state_dict()`; the optimizer gets the matrices that the model has now."""
         self.events = state_dict["events"]
+        self.recompilations = state_dict["recompilations"]
         self.put_off = state_dict["put_off"]
         if self.layers:
             self.claim()

@@ -119,18 +119,18 @@ class PermutationState:
         if self.moved is None or self.started is None or self.expected is None:
             return
         columns = self.columns()
-        entries = columns.mask() & self.moved
-        values = columns.dense(self.layer.effective_values())
-        trained = (values[entries] - self.started).to(wanted.change)
-        self.curvature.observe(self.expected, wanted.change[entries], trained)
+        among = self.moved[columns.place]
+        now = columns.pick(wanted.change, columns.place)[among]
+        trained = columns.read(self.layer.effective_values())[among] - self.started
+        self.curvature.observe(self.expected, now, trained.to(now))
         self.moved = self.started = self.expected = None
 
     def expect(self, wanted: Wanted, order: Tensor, columns: Columns) -> None:
         """Remember what the positions that `order` has moved want of their new features."""
         self.moved = order != torch.arange(len(order), device=order.device)
-        entries = columns.mask() & self.moved
-        self.started = columns.dense(self.layer.effective_values())[entries]
-        self.expected = wanted.change[:, order][entries]
+        among = self.moved[columns.place]
+        self.started = columns.read(self.layer.effective_values())[among]
+        self.expected = columns.pick(wanted.change, order[columns.place])[among]
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -284,8 +284,7 @@ class LearnedPermutations:
         tensors = [layer.values, *slots(optimizer, f"{state.name}.values", layer.values)]
         if layer.values.grad is not None:
             tensors.append(layer.values.grad)
-        for tensor in tensors:
-            columns.exchange(tensor, order)
+        columns.exchange(tensors, order)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the settings and the seed."""

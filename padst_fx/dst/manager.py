@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from padst_fx.dst import agreement
+from padst_fx.dst.gradient_average import GradientAverage
 from padst_fx.dst.hardening import Hardening
 from padst_fx.dst.layer_state import LayerState
 from padst_fx.dst.learned_permutation import LearnedPermutation, LearnedPermutations
@@ -94,6 +95,7 @@ class DST:
         self.hardening = Hardening(layers, self.optimizer, softness, process_group)
         if soft is not None and not self.hardening.layers:
             raise ValueError("settings for soft permutations, but no layer has one")
+        self.averaging = GradientAverage(process_group)
         self.method.prepare(layers, self.optimizer)
         self.hardening.start(model)
         self.states = [LayerState.of(name, layer) for name, layer in layers]
@@ -105,15 +107,10 @@ class DST:
         # Weak, so that a manager nobody holds any more ends, whatever the optimizer's life.
         this = weakref.ref(self)
 
-        def before(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-            if (manager := this()) is not None:
-                manager._before_optimizer_step()
-
         def after(optimizer: torch.optim.Optimizer, *_: Any) -> None:
             if (manager := this()) is not None:
                 manager._after_optimizer_step()
 
-        self.optimizer.register_step_pre_hook(before)
         self.optimizer.register_step_post_hook(after)
         for state in self.states:
             MANAGERS[state.layer] = this
@@ -130,6 +127,7 @@ class DST:
             state.disarm()
             MANAGERS.pop(state.layer, None)
         self.permutations.close()
+        self.averaging.stop()
         self.states = []
         self.hardening.close()
 
@@ -147,7 +145,7 @@ class DST:
         self.steps += 1
         if self.steps == 1:
             self._check_slots()
-        soft = self.hardening.update(self.steps)
+        soft = self.hardening.update(self.steps, self._graphs_from_now_on())
         changed = soft is not None and bool(soft.hardened)
         if self._due(self.steps):
             changed |= self._update(soft)
@@ -231,6 +229,12 @@ class DST:
         self.hardening.check_state(state_dict["hardening"])
         self.permutations.check_state(state_dict["permutations"])
 
+    def _graphs_from_now_on(self) -> int:
+        """How many variants of the model later steps may use: the plain one, and the scoring one
+        as long as there are updates (one of the last may be put off)."""
+        scores = self.method.needs_growth or bool(self.permutations.states)
+        return 2 if scores and self.steps < self.t_end else 1
+
     def _due(self, step: int) -> bool:
         return self._pending or (step % self.delta_t == 0 and step < self.t_end)
 
@@ -239,6 +243,7 @@ class DST:
         due = self._due(self.steps + 1)
         scoring = self.method.needs_growth and due
         self.permutations.prepare_next_step(due)
+        self.averaging.watch(self._added_parameters())
         for state in self.states:
             self.method.begin_step(state.layer, self.steps / self.t_end)
             if scoring:
@@ -246,12 +251,11 @@ class DST:
             else:
                 state.disarm()
 
-    def _before_optimizer_step(self) -> None:
-        for state in self.states:
-            added = self.method.added_parameters(state.layer)
-            if state.layer.soft_perm is not None:
-                added = [*added, state.layer.soft_perm]
-            agreement.average_gradients(added, self.process_group)
+    def _added_parameters(self) -> list[nn.Parameter]:
+        """What DST has given the layers and is trained."""
+        added = [p for state in self.states for p in self.method.added_parameters(state.layer)]
+        added += [matrix for _, _, matrix in self.hardening.soft]
+        return [parameter for parameter in added if parameter.requires_grad]
 
     def _after_optimizer_step(self) -> None:
         # GradScaler lets fused optimizers skip inside `step`, and unscale there.

@@ -22,7 +22,12 @@ def _signal(grad: Tensor, x: Tensor, perm: Tensor, positions: Tensor) -> Tensor:
     """
     wide = accumulation_dtype(grad.dtype)
     read = rows(x).index_select(1, perm.index_select(0, positions).long()).to(wide)
-    return torch.cat((rows(grad).to(wide).t(), read.t())) @ read
+    gradient = rows(grad).to(wide)
+    outputs, count = gradient.shape[1], read.shape[1]
+    signal = read.new_empty(outputs + count, count)
+    torch.mm(gradient.t(), read, out=signal[:outputs])
+    torch.mm(read.t(), read, out=signal[outputs:])
+    return signal
 
 
 def _fake_signal(grad: Tensor, x: Tensor, perm: Tensor, positions: Tensor) -> Tensor:

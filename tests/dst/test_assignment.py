@@ -111,6 +111,21 @@ def test_no_more_than_the_limit_move(curvature, limit):
     assert int((order != torch.arange(8)).sum()) <= limit
 
 
+def test_nearly_as_many_move_as_may():
+    """Twenty pairs that want to be exchanged, each up to another trust in what is there."""
+    change, values = torch.zeros(80, 40).double(), torch.eye(80, 40).double()
+    mask = torch.eye(80, 40, dtype=torch.bool)
+    for pair in range(20):
+        one, other = 2 * pair, 2 * pair + 1
+        change[one, other] = change[other, one] = 10 ** (pair / 10 - 1)
+    gain = Gain(Wanted(change, torch.ones(40).double()), values, mask)
+    for limit in (10, 20, 30):
+        order = choose_features(gain, None, limit)
+        moved = (order != torch.arange(40)).nonzero().squeeze(1).tolist()
+        assert moved == list(range(40 - len(moved), 40))
+        assert 0.6 * limit <= len(moved) <= limit
+
+
 def test_columns_of_equal_masks_are_not_exchanged():
     signal, _, _, _ = problem(positions=8)
     mask = torch.zeros(12, 8, dtype=torch.bool)

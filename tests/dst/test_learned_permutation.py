@@ -11,6 +11,7 @@ from torch import nn
 import padst_fx
 from benchmarks import permutation_problems as problems
 from padst_fx import DST, NM, Block, Diag, LearnedPermutation, SparseLinear, Unstructured
+from padst_fx.dst.assignment import Wanted
 from padst_fx.dst.learned_permutation import PermutationState
 from padst_fx.permutation import is_permutation
 
@@ -291,6 +292,23 @@ def test_a_state_of_other_permutations_is_refused():
 def test_settings_out_of_range(settings, message):
     with pytest.raises(ValueError, match=message):
         LearnedPermutation(**settings)
+
+
+def test_the_curvature_is_seen_in_the_weights_of_moved_columns_alone():
+    layer = sparse_model()[0]
+    state = PermutationState("0", layer)
+    order = torch.arange(16)
+    order[[1, 5, 9]] = torch.tensor([5, 9, 1])
+    wanted = Wanted(torch.randn(32, 16), torch.ones(16))
+    state.expect(wanted, order, state.columns())
+    trained, steepness = torch.randn_like(layer.values), 0.3
+    with torch.no_grad():
+        layer.values += trained
+    now = wanted.change[:, order] - steepness * state.columns().dense(trained)
+    now[:, order == torch.arange(16)] = 100.0
+    state.observe(Wanted(now, torch.ones(16)))
+    assert state.curvature.value == pytest.approx(steepness, rel=1e-4)
+    assert state.moved is state.started is state.expected is None
 
 
 def test_new_positions_forget_what_the_old_ones_expected():

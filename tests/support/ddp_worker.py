@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -23,6 +24,8 @@ CASES = [
 ]
 SOFT_CASES = [("diag", "set"), (Block(4), "rigl")]
 HARDEN_AT = 6
+OVERFLOWS = [("set", "soft"), ("dynadiag", "identity")]
+OVERFLOW_AT = 3
 LEARNED = [("diag", "set"), (Block(4), "mest"), ("unstructured", "rigl")]
 
 
@@ -61,9 +64,39 @@ def train(
     return states
 
 
+def overflowing(method: str, permutation: str, rank: int) -> list[dict[str, torch.Tensor]]:
+    """State, gradient norm and loss scale after every step, with one overflow on one rank only,
+    in the gradient of a parameter that DistributedDataParallel does not know."""
+    model = make("diag", permutation)
+    run = DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    soft = SoftPermutation(harden_at=HARDEN_AT, threshold=0.0) if permutation == "soft" else None
+    dst = DST(model, optimizer, method, delta_t=2, t_end=1000, soft=soft)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    added = model[2].soft_perm if permutation == "soft" else model[2].alpha
+    states = []
+    for step in range(1, STEPS + 1):
+        broken = step == OVERFLOW_AT and rank == 1
+        hook = added.register_hook(lambda g, factor=torch.inf if broken else 1.0: g * factor)
+        x, y = batch(step)
+        mine = slice(rank * BATCH // 2, (rank + 1) * BATCH // 2)
+        scaler.scale(nn.functional.mse_loss(run(x[mine]), y[mine]) + dst.penalty()).backward()
+        hook.remove()
+        scaler.unscale_(optimizer)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        dst.step()
+        seen = {name: t.clone() for name, t in model.state_dict().items()}
+        counts = torch.tensor([scaler.get_scale(), dst.steps])
+        states.append({**seen, "norm": norm.nan_to_num(), "counts": counts})
+    return states
+
+
 def main() -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
     rank, world = dist.get_rank(), dist.get_world_size()
     seen = {f"{structure} {method}": train(structure, method, rank, world)
             for structure, method in CASES}  # fmt: skip
@@ -72,6 +105,8 @@ def main() -> None:
     for structure, method in LEARNED:
         states = train(structure, method, rank, world, "learned")
         seen[f"{structure} {method} learned"] = states
+    for method, permutation in OVERFLOWS:
+        seen[f"{method} {permutation} overflow"] = overflowing(method, permutation, rank)
     torch.save(seen, os.path.join(sys.argv[1], f"{rank}.pt"))
     dist.destroy_process_group()
 

@@ -19,6 +19,7 @@ from padst_fx.passes.projection_op import projection_ops
 from padst_fx.projections.graph import arguments
 
 if TYPE_CHECKING:
+    from padst_fx.export.onnx.masked import Names
     from padst_fx.export.onnx.report import Report
 
 PACKAGES = ("onnx", "onnxscript")
@@ -55,8 +56,9 @@ def export_onnx(
 
     Raises `ModuleNotFoundError` without the packages of `padst_fx[onnx]`, `TypeError` and
     `ValueError` as `freeze` does, `ValueError` for a model in training mode, an unknown opset or
-    value of `weights`, or a model that ONNX has no operators for, and `OSError` where the file
-    cannot be written. After an error no file has been written or changed.
+    value of `weights` (with `custom_ops`: another than "compact"), or a model that ONNX has no
+    operators for, and `OSError` where the file cannot be written. After an error no file has been
+    written or changed.
     """
     _check_packages()
     from padst_fx.export.onnx.files import write
@@ -67,9 +69,16 @@ def export_onnx(
     opset = checked_opset(opset)
     if weights not in STORAGE:
         raise ValueError(f"weights must be one of {', '.join(STORAGE)}; got {weights!r}")
-    program = translated(frozen(model, example_inputs, dynamic_shapes),
-                          example_inputs, dynamic_shapes, opset)  # fmt: skip
-    layers = define(program.model) if custom_ops else lower(program.model, example_tokens(program))
+    if custom_ops and weights != "compact":
+        raise ValueError(f"custom_ops stores compact weights, got weights={weights!r}")
+    frozen_model = frozen(model, example_inputs, dynamic_shapes)
+    program = translated(frozen_model, example_inputs, dynamic_shapes, opset)
+    names = layer_names(frozen_model)
+    layers = (
+        define(program.model, names)
+        if custom_ops
+        else lower(program.model, names, example_tokens(program))
+    )
     if weights == "expanded":
         expand(program.model)
     return Report(write(program.model, target), opset, layers)
@@ -129,6 +138,18 @@ def translated(
         raise ValueError(f"ONNX has no form for this model: {_cause(error)}") from error
     assert program is not None
     return program
+
+
+def layer_names(frozen_model: FrozenModel) -> Names:
+    """The layers and shapes of matrices, by what tells these from others."""
+    from padst_fx.export.onnx.masked import fingerprint
+
+    tensors = frozen_model.program.state_dict().items()
+    return {
+        fingerprint(tensor.cpu().float().numpy()): (name.rpartition(".")[0], tuple(tensor.shape))
+        for name, tensor in tensors
+        if tensor.dim() > 1 and tensor.is_floating_point() and tensor.numel()
+    }
 
 
 def example_tokens(program: torch.onnx.ONNXProgram) -> dict[str, int]:

@@ -16,66 +16,83 @@ PADST = Opset(DOMAIN, 1)
 
 
 @script(PADST, default_opset=op)
+def Stretches(starts, stretch):
+    """All places `[R, E * stretch, 1]` of stretches that begin at `[R, E]`."""
+    zero, step = op.Constant(value_int=0), op.Constant(value_int=1)
+    inner = op.Range(zero, op.Squeeze(stretch), step)
+    places = op.Add(op.Unsqueeze(starts, op.Constant(value_ints=[2])), inner)
+    rows = op.Shape(starts, start=0, end=1)
+    return op.Reshape(places, op.Concat(rows, op.Constant(value_ints=[-1, 1]), axis=0))
+
+
+@script(PADST, default_opset=op)
+def Blocks(places):
+    """The number of its row for every one of `[R, N, 1]` places."""
+    zero, step = op.Constant(value_int=0), op.Constant(value_int=1)
+    rows = op.Range(zero, op.Squeeze(op.Shape(places, start=0, end=1)), step)
+    rows = op.Unsqueeze(rows, op.Constant(value_ints=[1, 2]))
+    return op.Expand(rows, op.Shape(places))
+
+
+@script(PADST, default_opset=op)
 def GatherWeight(values, index, window: int, in_features: int):
     """`[in, R V]` from values `[R, E, G, V]` and index `[R, E]`."""
-    blocks, entries = op.Shape(values, end=1), op.Shape(values, start=1, end=2)
-    group, tile = op.Shape(values, start=2, end=3), op.Shape(values, start=3)
-    inputs = op.Reshape(in_features, [1])
-    size = op.Reshape(window, [1])
-    windows = (inputs + size - 1) / size
-    number = op.Range(0, op.Squeeze(entries), 1)
-    starts = number / (entries / windows) * size
-    first = op.Cast(index, to=7) * group + starts
-    columns = op.Unsqueeze(first, [2]) + op.Range(0, op.Squeeze(group), 1)
-    columns = op.Reshape(columns, op.Concat(blocks, entries * group, [1], axis=0))
-    rows = op.Unsqueeze(op.Range(0, op.Squeeze(blocks), 1), [1, 2])
-    places = op.Concat(columns, op.Expand(rows, op.Shape(columns)), axis=-1)
-    nothing = op.Expand(op.CastLike(0.0, values), op.Concat(inputs, blocks, tile, axis=0))
-    updates = op.Reshape(values, op.Concat(blocks, entries * group, tile, axis=0))
-    matrix = op.ScatterND(nothing, places, updates)
-    return op.Reshape(matrix, op.Concat(inputs, blocks * tile, axis=0))
+    blocks, entries = op.Shape(values, start=0, end=1), op.Shape(values, start=1, end=2)
+    group, tile = op.Shape(values, start=2, end=3), op.Shape(values, start=3, end=4)
+    inputs = op.Reshape(in_features, op.Constant(value_ints=[1]))
+    size = op.Reshape(window, op.Constant(value_ints=[1]))
+    windows = op.Div(op.Sub(op.Add(inputs, size), op.Constant(value_ints=[1])), size)
+    zero, step = op.Constant(value_int=0), op.Constant(value_int=1)
+    number = op.Range(zero, op.Squeeze(entries), step)
+    starts = op.Mul(op.Div(number, op.Div(entries, windows)), size)
+    columns = PADST.Stretches(op.Add(op.Mul(op.Cast(index, to=7), group), starts), group)
+    where = op.Concat(columns, PADST.Blocks(columns), axis=-1)
+    blank = op.Expand(op.CastLike(0.0, values), op.Concat(inputs, blocks, tile, axis=0))
+    updates = op.Reshape(values, op.Concat(blocks, op.Mul(entries, group), tile, axis=0))
+    matrix = op.ScatterND(blank, where, updates)
+    return op.Reshape(matrix, op.Concat(inputs, op.Mul(blocks, tile), axis=0))
 
 
 @script(PADST, default_opset=op)
 def ScatterWeight(values, index, out_features: int):
     """`[R V, out]` from values `[R, E, G, V]` and index `[R, E]`."""
-    blocks, entries = op.Shape(values, end=1), op.Shape(values, start=1, end=2)
-    group, tile = op.Shape(values, start=2, end=3), op.Shape(values, start=3)
-    outputs = op.Reshape(out_features, [1])
-    first = op.Cast(index, to=7) * group
-    columns = op.Unsqueeze(first, [2]) + op.Range(0, op.Squeeze(group), 1)
-    columns = op.Reshape(columns, op.Concat(blocks, entries * group, [1], axis=0))
-    rows = op.Unsqueeze(op.Range(0, op.Squeeze(blocks), 1), [1, 2])
-    places = op.Concat(op.Expand(rows, op.Shape(columns)), columns, axis=-1)
-    nothing = op.Expand(op.CastLike(0.0, values), op.Concat(blocks, outputs, tile, axis=0))
-    updates = op.Reshape(values, op.Concat(blocks, entries * group, tile, axis=0))
-    matrix = op.Transpose(op.ScatterND(nothing, places, updates), perm=[0, 2, 1])
-    return op.Reshape(matrix, op.Concat(blocks * tile, outputs, axis=0))
+    blocks, entries = op.Shape(values, start=0, end=1), op.Shape(values, start=1, end=2)
+    group, tile = op.Shape(values, start=2, end=3), op.Shape(values, start=3, end=4)
+    outputs = op.Reshape(out_features, op.Constant(value_ints=[1]))
+    places = PADST.Stretches(op.Mul(op.Cast(index, to=7), group), group)
+    where = op.Concat(PADST.Blocks(places), places, axis=-1)
+    blank = op.Expand(op.CastLike(0.0, values), op.Concat(blocks, outputs, tile, axis=0))
+    updates = op.Reshape(values, op.Concat(blocks, op.Mul(entries, group), tile, axis=0))
+    matrix = op.Transpose(op.ScatterND(blank, where, updates), perm=[0, 2, 1])
+    return op.Reshape(matrix, op.Concat(op.Mul(blocks, tile), outputs, axis=0))
 
 
 @script(PADST, default_opset=op)
 def ShiftWeight(values, offsets, in_features: int, out_features: int):
     """`[in, out]` from values `[K, D]` and offsets `[K]`."""
+    zero, step = op.Constant(value_int=0), op.Constant(value_int=1)
     length = op.Squeeze(op.Shape(values, start=1, end=2))
-    along = op.Expand(op.Range(0, length, 1), op.Shape(values))
-    far = op.Unsqueeze(op.Cast(offsets, to=7), [1]) + along
+    along = op.Expand(op.Range(zero, length, step), op.Shape(values))
+    far = op.Add(op.Unsqueeze(op.Cast(offsets, to=7), op.Constant(value_ints=[1])), along)
     listed = op.Mod(far, op.Max(in_features, out_features))
-    tall = out_features >= in_features
-    columns = op.Unsqueeze(op.Where(tall, along, listed), [2])
-    rows = op.Unsqueeze(op.Where(tall, listed, along), [2])
-    shape = op.Concat(op.Reshape(in_features, [1]), op.Reshape(out_features, [1]), axis=0)
-    nothing = op.Expand(op.CastLike(0.0, values), shape)
-    return op.ScatterND(nothing, op.Concat(columns, rows, axis=-1), values)
+    tall = op.GreaterOrEqual(out_features, in_features)
+    last = op.Constant(value_ints=[2])
+    columns = op.Unsqueeze(op.Where(tall, along, listed), last)
+    rows = op.Unsqueeze(op.Where(tall, listed, along), last)
+    one = op.Constant(value_ints=[1])
+    shape = op.Concat(op.Reshape(in_features, one), op.Reshape(out_features, one), axis=0)
+    blank = op.Expand(op.CastLike(0.0, values), shape)
+    return op.ScatterND(blank, op.Concat(columns, rows, axis=-1), values)
 
 
 @script(PADST, default_opset=op)
 def GapWeight(values, gaps, shape):
     """A tensor of this shape that is zero but for `values`: entry i lies `gaps[i]` after entry
     i - 1 in row-major order, the first one `gaps[0]` after place -1."""
-    places = op.CumSum(op.Cast(gaps, to=7), 0) - 1
-    size = op.ReduceProd(shape, keepdims=1)
-    nothing = op.Expand(op.CastLike(0.0, values), size)
-    return op.Reshape(op.ScatterND(nothing, op.Unsqueeze(places, [1]), values), shape)
+    ends = op.CumSum(op.Cast(gaps, to=7), op.Constant(value_int=0))
+    places = op.Unsqueeze(op.Sub(ends, op.Constant(value_int=1)), op.Constant(value_ints=[1]))
+    blank = op.Expand(op.CastLike(0.0, values), op.ReduceProd(shape, keepdims=1))
+    return op.Reshape(op.ScatterND(blank, places, values), shape)
 
 
 @script(PADST, default_opset=op)
@@ -102,6 +119,8 @@ def Shift(x, values, offsets, perm, bias, in_features: int, out_features: int):
 
 
 FUNCTIONS: tuple[OnnxFunction, ...] = (
+    Stretches,
+    Blocks,
     GatherWeight,
     ScatterWeight,
     ShiftWeight,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,10 @@ from numpy.typing import NDArray
 # Tensors below this many entries are not worth the nodes that would make them.
 SMALLEST = 1024
 LARGEST_GAP = 255
+
+Fingerprint = tuple[int, float, float]
+# Of masked weights: the layer and the shape `[out, in]`.
+Names = Mapping[Fingerprint, tuple[str, tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,15 @@ class Gaps:
 def is_masked(value: ir.Value) -> bool:
     """Whether an initializer takes less room as its non-zero entries."""
     tensor = value.const_value
-    if tensor is None or not tensor.dtype.is_floating_point() or tensor.size < SMALLEST:
+    if tensor is None or not tensor.dtype.is_floating_point():
+        return False
+    if len(tensor.shape) < 2 or tensor.size < SMALLEST:
         return False
     array = tensor.numpy()
     return bool(np.count_nonzero(array) * (array.itemsize + 1) < array.nbytes)
+
+
+def fingerprint(array: NDArray) -> Fingerprint:
+    """What tells a weight from others, transposed or not: exporters do that to some of them."""
+    wide = array.astype(np.float32)
+    return int(np.count_nonzero(wide)), float(wide.max()), float(wide.min())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx_ir as ir
 import torch
@@ -12,13 +14,32 @@ from padst_fx.export.onnx.row_blocks import Batch, RowBlocks
 from padst_fx.export.onnx.sources import WEIGHTS, SparseNode, array_of
 from padst_fx.export.onnx.writer import Writer
 
+# Operators that a runtime moves a transposition through.
+POINTWISE = frozenset(
+    ("Add", "Cast", "Div", "Erf", "Gelu", "Mul", "Neg", "Pow", "Relu", "Sigmoid", "Sub", "Tanh")
+)
 
-def compute(writer: Writer, layer: SparseNode, form: Form) -> ir.Value:
-    """The layer's result in a form."""
+
+def compute(writer: Writer, layer: SparseNode, forms: Mapping[ir.Node, Form]) -> ir.Value:
+    """The layer's result in its form; `forms` are those of this layer and of all behind it."""
+    form = forms[layer.node]
     if form.blocks is not None:
-        return RowBlockProduct(writer, layer, form.blocks).result()
+        product = RowBlockProduct(writer, layer, form.blocks)
+        return product.movable() if _feeds_gathers(layer.y, forms) else product.fixed()
     y = _two_four(writer, layer) if form.name == "2:4" else _dense(writer, layer)
     return y if layer.bias is None else writer.op("Add", y, layer.bias)
+
+
+def _feeds_gathers(y: ir.Value, forms: Mapping[ir.Node, Form]) -> bool:
+    """Whether only gathers read a result, behind pointwise operators."""
+    return not y.is_graph_output() and all(
+        (use.node in forms and forms[use.node].blocks is not None)
+        or (
+            use.node.op_type in POINTWISE
+            and all(_feeds_gathers(each, forms) for each in use.node.outputs)
+        )
+        for use in y.uses()
+    )
 
 
 def _matrix(writer: Writer, layer: SparseNode) -> ir.Value:
@@ -49,8 +70,8 @@ def _two_four(writer: Writer, layer: SparseNode) -> ir.Value:
 class RowBlockProduct:
     """Features first, tokens last: what row blocks read is gathered, and the blocks multiplied.
 
-    The transpositions stand outermost, where a runtime cancels them against those of the next
-    layer behind an activation.
+    The transpositions stand outermost: where one such layer follows another behind an activation,
+    a runtime cancels theirs.
     """
 
     def __init__(self, writer: Writer, layer: SparseNode, blocks: RowBlocks) -> None:
@@ -62,18 +83,30 @@ class RowBlockProduct:
         assert layer.x.shape is not None
         self.leading = list(range(len(layer.x.shape) - 1))
 
-    def result(self) -> ir.Value:
-        """`[..., out]`."""
+    def movable(self) -> ir.Value:
+        """`[..., out]`, by a transposition that a runtime moves through what follows."""
         op = self.writer.op
-        y = self._in_order(self._products())
         sizes = op("Shape", self.layer.x, start=0, end=-1)
         sizes = op("Concat", self.writer.shape(self.layer.out_features), sizes, axis=0)
-        y = op("Reshape", y, sizes)
-        if self.layer.bias is not None:
-            ones = [1] * len(self.leading)
-            shape = self.writer.shape(self.layer.out_features, *ones)
-            y = op("Add", y, op("Reshape", self.layer.bias, shape))
+        y = self._with_bias(op("Reshape", self._in_order(), sizes), len(self.leading))
         return op("Transpose", y, perm=[place + 1 for place in self.leading] + [0])
+
+    def fixed(self) -> ir.Value:
+        """`[..., out]`, by a transposition that stays: merged into one of attention heads it would
+        be several times as slow."""
+        op = self.writer.op
+        y = op("Reshape", self._in_order(), self.writer.shape(self.layer.out_features, -1))
+        y = op("Transpose", self._with_bias(y, 1), perm=[1, 0])
+        sizes = op("Shape", self.layer.x, start=0, end=-1)
+        sizes = op("Concat", sizes, self.writer.shape(self.layer.out_features), axis=0)
+        return op("Reshape", y, sizes)
+
+    def _with_bias(self, y: ir.Value, behind: int) -> ir.Value:
+        """The sum with the bias along the first of `1 + behind` dimensions."""
+        if self.layer.bias is None:
+            return y
+        shape = self.writer.shape(self.layer.out_features, *[1] * behind)
+        return self.writer.op("Add", y, self.writer.op("Reshape", self.layer.bias, shape))
 
     def _products(self) -> list[ir.Value]:
         """`[B, tile, tokens]` of every batch of row blocks."""
@@ -119,8 +152,9 @@ class RowBlockProduct:
         read = op("Reshape", read, shape(count, width, -1))
         return op("MatMul", op("Transpose", weight, perm=[0, 2, 1]), read)
 
-    def _in_order(self, products: list[ir.Value]) -> ir.Value:
+    def _in_order(self) -> ir.Value:
         """The products of all batches in the order of the matrix's rows."""
+        products = self._products()
         if self.blocks.in_order:
             return products[0]
         place = torch.cat([batch.rows for batch in self.blocks.batches]).argsort().numpy()

@@ -56,8 +56,9 @@ class Report:
 
     @property
     def share(self) -> float:
-        """Stored bytes of all sparse layers by those of the dense weights."""
-        return sum(layer.stored for layer in self.layers) / sum(x.dense for x in self.layers)
+        """Stored bytes of all sparse layers by those of the dense weights; 1 without any."""
+        dense = sum(layer.dense for layer in self.layers)
+        return sum(layer.stored for layer in self.layers) / dense if dense else 1.0
 
     @property
     def counts(self) -> Counter[str]:

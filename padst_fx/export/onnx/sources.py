@@ -43,6 +43,11 @@ class SparseNode:
         return _given(self.node, 0)
 
     @property
+    def y(self) -> ir.Value:
+        """The result."""
+        return self.node.outputs[0]
+
+    @property
     def values(self) -> ir.Value:
         return _given(self.node, 1)
 

@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 from onnx.defs import OpSchema
-from onnxscript import opset18 as op
+from onnxscript import opset18
 from onnxscript.values import Op
 
 from padst_fx.export.onnx.functions import DOMAIN, PADST
 
+# Its signatures are for tensors, and these functions are given symbols.
+op: Any = opset18
 FLOATS = ["tensor(float)", "tensor(double)", "tensor(float16)", "tensor(bfloat16)"]
 INTEGERS = ["tensor(uint8)", "tensor(int32)", "tensor(int64)"]
 
@@ -20,9 +22,8 @@ def _node(name: str, index: str, *sizes: str) -> Op:
     """An operator without a body: lowering decides what stands in its place."""
     inputs = [
         OpSchema.FormalParameter(each, kind)
-        for each, kind in (("x", "T"), ("values", "T"), (index, "I"), ("perm", "I"), ("bias", "T"))
+        for each, kind in (("x", "T"), ("values", "T"), (index, "I"), ("perm", "P"), ("bias", "T"))
     ]
-    inputs[3] = OpSchema.FormalParameter("perm", "P")
     schema = OpSchema(
         name,
         DOMAIN,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
@@ -16,7 +18,7 @@ class Writer:
         self.graph = graph
         self.tape = ir.tape.Tape(graph)
 
-    def op(self, name: str, *inputs: ir.Value, domain: str = "", **attributes: object) -> ir.Value:
+    def op(self, name: str, *inputs: ir.Value, domain: str = "", **attributes: Any) -> ir.Value:
         """The result of a new node."""
         return self.tape.op(name, inputs, attributes, domain=domain)
 
@@ -30,7 +32,7 @@ class Writer:
 
     def shape(self, *sizes: int) -> ir.Value:
         """Sizes as an initializer; those of the same sizes are the same."""
-        name = "shape_" + "_".join(map(str, sizes)).replace("-1", "any")
+        name = "padst.shape_" + "_".join(map(str, sizes)).replace("-1", "any")
         known = self.graph.initializers.get(name)
         return self.constant(name, np.array(sizes, np.int64)) if known is None else known
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from padst_fx.export.onnx.exporting import example_tokens, frozen, translated
+from padst_fx.export.onnx.exporting import example_tokens, frozen, layer_names, translated
 from padst_fx.export.onnx.files import LARGEST_IN_ONE
 from padst_fx.export.onnx.lowering import expand, lower
 from padst_fx.export.onnx.report import Layer
@@ -76,9 +76,11 @@ def source_model(
     Raises what `export_onnx` raises, and `ValueError` for a dimension without an upper bound.
     """
     choose = forms.choose_for_any_mask if refit else forms.choose
-    program = translated(frozen(model, example_inputs, dynamic_shapes),
-                         example_inputs, dynamic_shapes, opset)  # fmt: skip
-    layers = lower(program.model, example_tokens(program), choose)
+    frozen_model = frozen(model, example_inputs, dynamic_shapes)
+    program = translated(frozen_model, example_inputs, dynamic_shapes, opset)
+    layers = lower(
+        program.model, layer_names(frozen_model), example_tokens(program), choose
+    )
     _name_products(program.model.graph, {layer.name for layer in layers})
     expand(program.model)
     graph = program.model.graph

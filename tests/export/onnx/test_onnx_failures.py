@@ -50,6 +50,8 @@ def test_opsets(model, tmp_path, opset):
 def test_unknown_weights(model, tmp_path):
     match = "weights must be one of compact, expanded; got 'dense'"
     refused(tmp_path, ValueError, match, model, X, weights="dense")
+    match = "custom_ops stores compact weights"
+    refused(tmp_path, ValueError, match, model, X, weights="expanded", custom_ops=True)
 
 
 def test_other_inputs(model, tmp_path):
