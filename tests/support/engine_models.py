@@ -1,7 +1,9 @@
-"""One block of real models for each structure, so that one engine holds them all."""
+"""Blocks of real models whose layers have every structure, so that one engine holds them all."""
 
 from __future__ import annotations
 
+import copy
+from itertools import cycle
 from typing import Any
 
 import model_zoo
@@ -29,11 +31,11 @@ class Blocks(nn.Module):
 
     def __init__(self, blocks: list[nn.Module], further: dict[str, Any] | None = None) -> None:
         super().__init__()
-        self.blocks = nn.ModuleDict(dict(zip(STRUCTURES, blocks, strict=True)))
+        self.blocks = nn.ModuleList(blocks)
         self.further = further or {}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for block in self.blocks.values():
+        for block in self.blocks:
             y = block(x, **self.further)
             x = y[0] if isinstance(y, tuple) else y
         return x
@@ -46,7 +48,7 @@ def vit() -> Blocks:
         "ViTConfig", hidden_size=WIDTH, num_attention_heads=HEADS, intermediate_size=2 * WIDTH,
         hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, attn_implementation="sdpa",
     )  # fmt: skip
-    return Blocks([ViTLayer(config) for _ in STRUCTURES])
+    return Blocks([ViTLayer(config)])
 
 
 def gpt2() -> Blocks:
@@ -56,7 +58,7 @@ def gpt2() -> Blocks:
         "GPT2Config", n_embd=WIDTH, n_head=HEADS, n_inner=2 * WIDTH, n_positions=TOKENS,
         resid_pdrop=0.0, attn_pdrop=0.0, attn_implementation="sdpa",
     )  # fmt: skip
-    return Blocks([GPT2Block(config, layer_idx=number) for number, _ in enumerate(STRUCTURES)])
+    return Blocks([GPT2Block(config, layer_idx=number) for number in range(2)])
 
 
 def llama() -> Blocks:
@@ -68,22 +70,34 @@ def llama() -> Blocks:
     )  # fmt: skip
     places = torch.arange(TOKENS)[None]
     embeddings = LlamaRotaryEmbedding(config)(torch.zeros(1, TOKENS, WIDTH), places)
-    layers = [LlamaDecoderLayer(config, layer_idx=number) for number, _ in enumerate(STRUCTURES)]
-    return Blocks(layers, {"position_embeddings": embeddings})
+    return Blocks([LlamaDecoderLayer(config, layer_idx=0)], {"position_embeddings": embeddings})
 
 
 FAMILIES = {"vit": vit, "gpt2": gpt2, "llama": llama}
 
 
-def sparse_blocks(family: str) -> Blocks:
-    """The blocks of a family in evaluation mode, each with its own structure, permuted."""
+def sparse_blocks(family: str) -> tuple[Blocks, dict[str, str]]:
+    """The blocks of a family in evaluation mode, permuted, and which layer has which structure.
+
+    Every structure is there: the layers have them in turn.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = FAMILIES[family]().eval()
+        dense = FAMILIES[family]().eval()
+        model = copy.deepcopy(dense)
+        layers = [name for name, module in dense.named_modules() if hasattr(module, "weight")
+                  and module.weight.dim() == 2]  # fmt: skip
+        structures = dict(zip(layers, cycle(STRUCTURES), strict=False))
+        assert set(structures.values()) == set(STRUCTURES)
         for name, structure in STRUCTURES.items():
-            sparsity = SPARSITY.get(name, 0.75)
-            padst_fx.sparsify(model.blocks[name], structure, sparsity, permutation="random")
-    return model
+            chosen = [layer for layer in layers if structures[layer] == name]
+            sparse = padst_fx.sparsify(
+                copy.deepcopy(dense), structure, SPARSITY.get(name, 0.75),
+                permutation="random", include=chosen,
+            )  # fmt: skip
+            for layer in chosen:
+                model.set_submodule(layer, sparse.get_submodule(layer))
+    return model, structures
 
 
 class Small(nn.Module):
@@ -106,4 +120,14 @@ def small(structure: Any = "block", sparsity: float | None = 0.75, **options: An
         model = Small().eval()
         wanted = padst_fx.Block(size=16) if structure == "block" else structure
         padst_fx.sparsify(model, wanted, sparsity, include=["first", "second"], **options)
+    return model
+
+
+def pair(first: padst_fx.Structure, second: padst_fx.Structure) -> Small:
+    """`Small` in evaluation mode, each layer with its own structure, permuted."""
+    model, other = (
+        small(each, None if isinstance(each, padst_fx.NM) else 0.75, permutation="random")
+        for each in (first, second)
+    )
+    model.second = other.second
     return model

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import engine_models
+import onnx
 import pytest
 import tensorrt_rtx as trt
 import torch
@@ -13,10 +15,9 @@ from torch.export import Dim
 
 import padst_fx
 from padst_fx.export.tensorrt import EngineReport
-from padst_fx.export.tensorrt.building import Settings, build
-from padst_fx.export.tensorrt.record import Record
-from padst_fx.export.tensorrt.requirements import library
-from padst_fx.export.tensorrt.source_model import source_model
+from padst_fx.export.tensorrt.building import Engine, Settings, build
+from padst_fx.export.tensorrt.record import Input, Record
+from padst_fx.export.tensorrt.requirements import Library, library
 
 BATCH = Dim("batch", min=1, max=8)
 ADA = ["8.9"]
@@ -40,75 +41,78 @@ def export(model: torch.nn.Module, path: Path, **options: object) -> EngineRepor
     )
 
 
+@dataclass(frozen=True)
+class Built:
+    """What an engine was built from."""
+
+    model: bytes
+    settings: Settings
+
+
+@pytest.fixture
+def builds(monkeypatch: pytest.MonkeyPatch) -> list[Built]:
+    """Of every engine that the test exports, in order."""
+    found = []
+
+    def spy(lib: Library, model: bytes, given: tuple[Input, ...], settings: Settings) -> Engine:
+        found.append(Built(model, settings))
+        return build(lib, model, given, settings)
+
+    monkeypatch.setattr("padst_fx.export.tensorrt.building.build", spy)
+    return found
+
+
 @pytest.mark.parametrize("family", engine_models.FAMILIES)
 def test_blocks_of_every_structure(family: str, tmp_path: Path) -> None:
     """Where the report says sparse, the network's product has the multiply-adds of sparse."""
-    model = engine_models.sparse_blocks(family)
+    model, structures = engine_models.sparse_blocks(family)
     report = export(model, tmp_path / "m.engine", dynamic_shapes={"x": {0: BATCH}})
     assert report.size == (tmp_path / "m.engine").stat().st_size > 0
     (given,) = report.record.inputs
     rest = (engine_models.TOKENS, engine_models.WIDTH)
     assert (given.least, given.usual, given.largest) == ((1, *rest), (2, *rest), (8, *rest))
     assert len(report.record.outputs) == 1
-    modules = dict(model.named_modules())
+    assert sorted(layer.name for layer in report.layers) == sorted(structures)
     for layer in report.layers:
-        if layer.name not in modules:
-            # A masked weight that is stored transposed has lost the name of its layer.
-            assert layer.form == "dense"
-            assert layer.multiply_adds == layer.out_features * layer.in_features
-            continue
-        block = layer.name.split(".")[1]
-        assert layer.form in FORMS[block]
-        weight = modules[layer.name].dense_weight()
+        name = structures[layer.name]
+        assert layer.form in FORMS[name]
+        weight = model.get_submodule(layer.name).dense_weight()
         assert layer.multiply_adds is not None, layer.name
         if layer.form != "gather":
             assert layer.multiply_adds == weight.numel()
-        elif block in ("block", "tiled"):
+        elif name in ("block", "tiled"):
             assert layer.multiply_adds == weight.count_nonzero()
         else:
             assert weight.count_nonzero() <= layer.multiply_adds <= weight.numel() / 2
-    sparse = [m for m in modules.values() if isinstance(m, padst_fx.SparseLinear)]
-    assert len(report.layers) == len(sparse)
 
 
-def test_a_two_four_layer_sets_the_builders_flag(monkeypatch: pytest.MonkeyPatch,
-                                                 tmp_path: Path) -> None:  # fmt: skip
-    found = []
-
-    def spy(lib: object, data: bytes, given: object, settings: Settings) -> object:
-        found.append(settings)
-        return build(lib, data, given, settings)  # type: ignore[arg-type]
-
-    monkeypatch.setattr("padst_fx.export.tensorrt.building.build", spy)
-    export(engine_models.small(padst_fx.NM(2, 4), None), tmp_path / "a")
-    export(engine_models.small(), tmp_path / "b")
-    assert [settings.flags for settings in found] == [("SPARSE_WEIGHTS",), ()]
-    assert {settings.capabilities for settings in found} == {("SM89",)}
-
-
-def test_two_four_weights_are_constants_with_two_zeros_in_four() -> None:
-    """The builder looks for zeros along the summed axis of constants."""
-    model = engine_models.small(padst_fx.NM(2, 4), None, permutation="random")
-    source = source_model(model, inputs(), None, 20, None)
-    for node in source.model.graph:
-        if node.op_type == "MatMul":
-            weight = node.inputs[1].const_value.numpy()  # type: ignore[union-attr]
-            groups = weight.reshape(-1, 4, weight.shape[1])
-            assert ((groups != 0).sum(1) == 2).all()
+def test_two_four_weights_are_constants_with_two_zeros_in_four(
+    builds: list[Built], tmp_path: Path
+) -> None:
+    """The builder is told to look for zeros, and finds them along the summed axis of constants."""
+    export(engine_models.small(padst_fx.NM(2, 4), None, permutation="random"), tmp_path / "m")
+    (built,) = builds
+    assert built.settings.flags == ("SPARSE_WEIGHTS",)
+    graph = onnx.load_from_string(built.model).graph
+    constants = {each.name: onnx.numpy_helper.to_array(each) for each in graph.initializer}
+    weights = [constants[node.input[1]] for node in graph.node if node.op_type == "MatMul"]
+    assert len(weights) == 2
+    for weight in weights:
+        groups = weight.reshape(-1, 4, weight.shape[1])
+        assert ((groups != 0).sum(1) == 2).all()
 
 
-@pytest.mark.parametrize(("precision", "kind"), [("fp16", "float16"), ("bf16", "bfloat16")])
-def test_precision(precision: str, kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("precision", "kind", "name"), [("fp16", "float16", "HALF"), ("bf16", "bfloat16", "BF16")]
+)
+def test_precision(
+    precision: str, kind: str, name: str, builds: list[Built], tmp_path: Path
+) -> None:
     model = engine_models.small()
     report = export(model, tmp_path / "m.engine", precision=precision)
     assert report.record.inputs[0].dtype == kind
     assert next(model.parameters()).dtype == torch.float32
-    source = source_model(
-        engine_models.small().to(getattr(torch, kind)), inputs().to(getattr(torch, kind)),
-        None, 20, None,
-    )  # fmt: skip
-    name = {"fp16": "HALF", "bf16": "BF16"}[precision]
-    assert types_in_network(source.serialized()) == {name}
+    assert types_in_network(builds[0].model) == {name}
 
 
 def types_in_network(model: bytes) -> set[str]:
@@ -127,7 +131,7 @@ def test_size_follows_sparsity(tmp_path: Path) -> None:
     class Wide(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.first, self.second = (torch.nn.Linear(1024, 1024) for _ in range(2))
+            self.first, self.second = (torch.nn.Linear(512, 512) for _ in range(2))
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.second(torch.relu(self.first(x)))
@@ -136,24 +140,25 @@ def test_size_follows_sparsity(tmp_path: Path) -> None:
     for sparsity in (0.5, 0.75, 0.9375):
         model = Wide().eval()
         padst_fx.sparsify(
-            model, padst_fx.Block(size=64), sparsity, include=["first", "second"]
+            model, padst_fx.Block(size=32), sparsity, include=["first", "second"]
         )
         report = padst_fx.export_tensorrt(
-            model, torch.zeros(4, 1024), tmp_path / "m.engine", compute_capabilities=ADA
+            model, torch.zeros(4, 512), tmp_path / "m.engine", compute_capabilities=ADA
         )
         sizes[sparsity] = report.size
-    quarter, sixteenth = (2 * 4 * 1024**2 * share for share in (1 / 4, 1 / 16))
+    quarter, sixteenth = (2 * 4 * 512**2 * share for share in (1 / 4, 1 / 16))
     saved = sizes[0.75] - sizes[0.9375]
     assert saved == pytest.approx(quarter - sixteenth, rel=0.1)
     assert sizes[0.5] - sizes[0.75] == pytest.approx(quarter, rel=0.1)
 
 
-def test_record_says_how_to_feed_the_engine(tmp_path: Path) -> None:
+def test_record_says_how_to_feed_the_engine(builds: list[Built], tmp_path: Path) -> None:
     report = export(engine_models.small(), tmp_path / "m.engine")
     assert report.files == (tmp_path / "m.engine", tmp_path / "m.engine.json")
     assert Record.read(report.path) == report.record
     assert json.loads(report.files[1].read_text())["library"] == "tensorrt_rtx"
-    assert report.record.capabilities == ("SM89",)
+    assert report.record.capabilities == builds[0].settings.capabilities == ("SM89",)
+    assert builds[0].settings.flags == ()
     assert "first" in str(report) and "gather" in str(report)
     assert {path.name for path in tmp_path.iterdir()} == {"m.engine", "m.engine.json"}
 

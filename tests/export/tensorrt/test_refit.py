@@ -50,21 +50,22 @@ def run(graph: bytes, engine: Path, x: torch.Tensor) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("structure", "sparsity"),
-    [("block", 0.75), (padst_fx.NM(2, 4), None), (padst_fx.Diag(), 0.75),
-     (padst_fx.NM(1, 4, tile=16), None)],
+    ("first", "second"),
+    [(padst_fx.Block(size=16), padst_fx.NM(2, 4)),
+     (padst_fx.Diag(), padst_fx.NM(1, 4, tile=16))],
 )  # fmt: skip
 def test_engine_follows_training_without_being_rebuilt(
-    structure: object, sparsity: float | None, tmp_path: Path
+    first: padst_fx.Structure, second: padst_fx.Structure, tmp_path: Path
 ) -> None:
-    model = engine_models.small(structure, sparsity, permutation="random")
+    model = engine_models.pair(first, second)
     engine = exported(model, tmp_path / "m.engine")
     built, record = engine.read_bytes(), (tmp_path / "m.engine.json").read_bytes()
     graph = source_model(model, X, None, 20, "inputs").serialized()
     torch.testing.assert_close(torch.from_numpy(run(graph, engine, X[0])), model(*X).detach())
-    index = model.first.index.clone()
+    indices = [layer.index.clone() for layer in (model.first, model.second)]
     assert train(model) > 0
-    assert not torch.equal(index, model.first.index)
+    for index, layer in zip(indices, (model.first, model.second), strict=True):
+        assert not torch.equal(index, layer.index)
     written = padst_fx.refit_tensorrt(engine, model, X)
     assert written == (tmp_path / "m.engine.weights.safetensors",)
     assert engine.read_bytes() == built

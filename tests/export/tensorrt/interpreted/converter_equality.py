@@ -114,51 +114,62 @@ def converters() -> dict[Any, Callable[..., Any]]:
     return found
 
 
-def converted(layer: nn.Module, x: Tensor, dynamic: bool) -> tuple[Tensor, list[str]]:
-    """A layer's result from plugins, on other sizes than those it was exported with."""
+class Layers(nn.Module):
+    """Layers of the given structures, side by side, each of which reads the first features."""
+
+    def __init__(self, names: tuple[str, ...], permuted: bool) -> None:
+        super().__init__()
+        self.layers = nn.ModuleDict()
+        for name in names:
+            structure, inputs, outputs = STRUCTURES[name]
+            layer = nn.ModuleDict({"own": nn.Linear(inputs, outputs, bias=permuted)}).eval()
+            sparsity = None if isinstance(structure, padst_fx.NM) else 0.5
+            permutation = "random" if permuted else "identity"
+            self.layers[name] = padst_fx.sparsify(
+                layer, structure, sparsity, permutation=permutation, include=["own"]
+            )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(
+            layer["own"](x[..., : layer["own"].in_features]) for layer in self.layers.values()
+        )
+
+
+def converted(model: Layers, x: Tensor, dynamic: bool) -> list[tuple[Tensor, list[str]]]:
+    """Every layer's result from plugins, on other sizes than those it was exported with."""
     shapes = {"x": {0: BATCH, 1: LENGTH}} if dynamic else None
     example = torch.randn(3, 4, x.shape[-1]) if dynamic else x
-    frozen = padst_fx.freeze(layer, example, shapes, skip_slower=False)
+    frozen = padst_fx.freeze(model, example, shapes, skip_slower=False)
     program = exported(frozen.program, (example,), {}, shapes)
-    (node,) = (n for n in program.graph.nodes if str(n.target).startswith("padst."))
     signature, state = program.graph_signature, program.state_dict
     stored = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     known = {name: state[at] for name, at in stored.items()}
-    args = [known.get(a.name, x) if isinstance(a, torch.fx.Node) else a for a in node.args]
-    network = Network()
-    context = types.SimpleNamespace(net=network, current_node=node)
-    y = converters()[node.target](context, node.target, tuple(args), {}, node.name)
-    return y, network.kernels
+    found = {}
+    for node in program.graph.nodes:
+        if str(node.target).startswith("padst."):
+            rows = x[..., : node.args[0].meta["val"].shape[-1]].contiguous()
+            args = [known.get(a.name, rows) if isinstance(a, torch.fx.Node) else a
+                    for a in node.args]  # fmt: skip
+            network = Network()
+            context = types.SimpleNamespace(net=network, current_node=node)
+            y = converters()[node.target](context, node.target, tuple(args), {}, node.name)
+            found[node] = y, network.kernels
+    (output,) = program.graph.find_nodes(op="output")
+    return [found[node] for node in output.args[0]]
 
 
-class Layer(nn.Module):
-    """One projection, so that `sparsify` has a name for it."""
-
-    def __init__(self, inputs: int, outputs: int, bias: bool) -> None:
-        super().__init__()
-        self.projection = nn.Linear(inputs, outputs, bias=bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.projection(x)
-
-
-@pytest.mark.parametrize("name", STRUCTURES)
 @pytest.mark.parametrize(
-    ("sizes", "dynamic"), [((2, 3), False), ((5, 9), False), ((5, 9), True), ((1, 2), True)]
+    ("sizes", "dynamic", "permuted"),
+    [((2, 3), False, False), ((5, 9), False, True), ((5, 9), True, True), ((1, 2), True, False)],
 )
-@pytest.mark.parametrize("permuted", [False, True])
-def test_equals_the_layer(
-    name: str, sizes: tuple[int, int], dynamic: bool, permuted: bool
-) -> None:
-    structure, inputs, outputs = STRUCTURES[name]
+def test_equals_the_layers(sizes: tuple[int, int], dynamic: bool, permuted: bool) -> None:
     torch.manual_seed(0)
-    permutation = "random" if permuted else "identity"
-    layer = Layer(inputs, outputs, bias=permuted).eval()
-    sparsity = None if isinstance(structure, padst_fx.NM) else 0.5
-    padst_fx.sparsify(layer, structure, sparsity, permutation=permutation, include=["projection"])
-    x = torch.randn(*sizes, inputs)
-    y, _ = converted(layer, x, dynamic)
-    torch.testing.assert_close(y, layer(x).detach())
+    model = Layers(tuple(STRUCTURES), permuted)
+    x = torch.randn(*sizes, 64)
+    results = converted(model, x, dynamic)
+    for (y, kernels), expected in zip(results, model(x), strict=True):
+        assert kernels
+        torch.testing.assert_close(y, expected.detach())
 
 
 def test_every_op_has_a_converter() -> None:
@@ -166,7 +177,6 @@ def test_every_op_has_a_converter() -> None:
 
 
 def test_many_tokens_are_copied_once_and_entries_are_listed() -> None:
-    layer = padst_fx.sparsify(Layer(32, 64, True).eval(), padst_fx.Diag(width=16), 0.5,
-                              permutation="random", include=["projection"])  # fmt: skip
-    _, kernels = converted(layer, torch.randn(5, 9, 32), dynamic=True)
+    model = Layers(("tall_wide_diag",), permuted=True)
+    ((_, kernels),) = converted(model, torch.randn(5, 9, 32), dynamic=True)
     assert kernels == ["entry_lists_kernel", "copy_kernel", "scatter_dot_kernel"]
