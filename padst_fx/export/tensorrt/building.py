@@ -37,7 +37,7 @@ class Messages:
         self.lines: list[str] = []
         module, lines = library.module, self.lines
 
-        class Logger(module.ILogger):  # type: ignore[misc, name-defined]
+        class Logger(module.ILogger):  # type: ignore[name-defined]
             def __init__(self) -> None:
                 module.ILogger.__init__(self)
 

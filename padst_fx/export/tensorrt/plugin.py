@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from types import ModuleType
+from types import GenericAlias, ModuleType
 from typing import Any, NamedTuple
 
 from padst_fx.export.tensorrt.attribute import decoded
@@ -62,7 +62,7 @@ def _descriptor(trtp: ModuleType, arity: Arity) -> Callable[..., Any]:
 
     parameters = [*_tensors(trtp, arity.reads), _parameter(STEP, str)]
     describe.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        parameters, return_annotation=tuple[(trtp.TensorDesc,) * arity.writes]
+        parameters, return_annotation=_tuple(*[trtp.TensorDesc] * arity.writes)
     )
     return describe
 
@@ -86,10 +86,10 @@ def _implementation(
         return binary.name, binary.ptx, launch, extra
 
     tensors = _tensors(trtp, arity.reads)
-    outputs = _parameter("outputs", tuple[(trtp.TensorDesc,) * arity.writes])
+    outputs = _parameter("outputs", _tuple(*[trtp.TensorDesc] * arity.writes))
     parameters = [*tensors, _parameter(STEP, str), outputs, _parameter("tactic", int)]
     implement.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        parameters, return_annotation=tuple[str, str, trtp.KernelLaunchParams, trtp.SymIntExprs]
+        parameters, return_annotation=_tuple(str, str, trtp.KernelLaunchParams, trtp.SymIntExprs)
     )
     return implement
 
@@ -100,6 +100,11 @@ def _tokens(place: int | None, inputs: tuple[Any, ...]) -> Any:
 
 def _tensors(trtp: ModuleType, count: int) -> list[inspect.Parameter]:
     return [_parameter(f"tensor{number}", trtp.TensorDesc) for number in range(count)]
+
+
+def _tuple(*types: Any) -> GenericAlias:
+    """The annotation `tuple[...]` of these types."""
+    return GenericAlias(tuple, types)
 
 
 def _parameter(name: str, annotation: Any) -> inspect.Parameter:

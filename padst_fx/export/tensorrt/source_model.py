@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import onnx_ir as ir
@@ -150,14 +149,14 @@ def _is_no_float(value: ir.Value) -> bool:
     """Whether an initializer is no floating tensor of several entries."""
     tensor = value.const_value
     assert tensor is not None
-    return prod(tensor.shape) < SMALLEST_WEIGHT or not tensor.dtype.is_floating_point()
+    return tensor.size < SMALLEST_WEIGHT or not tensor.dtype.is_floating_point()
 
 
 def _is_no_weight(value: ir.Value) -> bool:
     """Whether training leaves it alone: no floating tensor, and no index of a gather."""
     tensor = value.const_value
     assert tensor is not None
-    if prod(tensor.shape) < SMALLEST_WEIGHT or not _is_no_float(value):
+    if tensor.size < SMALLEST_WEIGHT or not _is_no_float(value):
         return _is_no_float(value)
     return not all(
         node.op_type == "Gather" and place == 1 and not _is_shape(node.inputs[0])
