@@ -14,6 +14,7 @@ import padst_fx.ops  # noqa: F401  (registers the ops)
 if TYPE_CHECKING:
     from padst_fx.checkpoint import CheckpointError, load, save
     from padst_fx.dst import DST, LearnedPermutation, SoftPermutation
+    from padst_fx.export.aoti import export_aoti
     from padst_fx.export.onnx import export_onnx
     from padst_fx.export.tensorrt import export_tensorrt, refit_tensorrt
     from padst_fx.freezing import explain, freeze
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from padst_fx.report import summary
     from padst_fx.structures import NM, Block, Diag, Structure, StructureError, Unstructured
     from padst_fx.surgery import densify, sparsify
+    from padst_fx.training_checkpoint import load_training, save_training
 
 _HOMES = {
     "CheckpointError": "checkpoint",
@@ -31,6 +33,7 @@ _HOMES = {
     "DST": "dst",
     "LearnedPermutation": "dst",
     "SoftPermutation": "dst",
+    "export_aoti": "export.aoti",
     "explain": "freezing",
     "export_onnx": "export.onnx",
     "export_tensorrt": "export.tensorrt",
@@ -50,6 +53,8 @@ _HOMES = {
     "StructureError": "structures",
     "Unstructured": "structures",
     "summary": "report",
+    "load_training": "training_checkpoint",
+    "save_training": "training_checkpoint",
 }
 
 __all__ = [
@@ -68,14 +73,17 @@ __all__ = [
     "Unstructured",
     "densify",
     "explain",
+    "export_aoti",
     "export_onnx",
     "export_tensorrt",
     "find_projections",
     "freeze",
     "load",
+    "load_training",
     "plan",
     "refit_tensorrt",
     "save",
+    "save_training",
     "sparsify",
     "summary",
 ]

@@ -17,6 +17,7 @@ from padst_fx.dst.optimizer_state import forget, move_to_own_group
 from padst_fx.dst.soft_schedule import SoftSchedule
 from padst_fx.dst.statistics import SoftUpdate
 from padst_fx.layers.linear import SparseLinear
+from padst_fx.saved_fields import check_fields
 from padst_fx.soft_permutation import nearest_permutation, permutation_penalty, project_
 
 log = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ class Hardening:
 
     def project(self) -> None:
         """Bring every matrix near the doubly stochastic ones again."""
-        for _, _, matrix in self.soft:
+        for matrix in (m for _, _, m in self.soft if m.requires_grad):
             project_(matrix, self.schedule.settings.sinkhorn_iterations)
 
     @torch.no_grad()
@@ -119,8 +120,13 @@ class Hardening:
         penalties = self._penalties([matrix for _, _, matrix in soft])
         chosen = self._choose(step, names, penalties)
         hardened = [(n, layer, m) for (n, layer, m), take in zip(soft, chosen, strict=True) if take]
-        for _, layer, matrix in hardened:
-            layer.harden(self._agreed(nearest_permutation(matrix).to(layer.perm.device)))
+        # All of them before any layer is changed: an assignment can fail.
+        permutations = [
+            self._agreed(nearest_permutation(matrix).to(layer.perm.device))
+            for _, layer, matrix in hardened
+        ]
+        for (_, layer, _), permutation in zip(hardened, permutations, strict=True):
+            layer.harden(permutation)
         forget(self.optimizer, [matrix for _, _, matrix in hardened])
         self._held = [matrix for _, _, matrix in self.soft]
         done = tuple(name for name, _, _ in hardened)
@@ -177,10 +183,14 @@ class Hardening:
             "put_off": self.put_off,
         }
 
-    def check_state(self, state_dict: dict[str, Any]) -> None:
-        """Raise `ValueError` for a state in which other layers are soft than in the model."""
-        soft = [name for name, _, _ in self.soft]
-        if state_dict["soft"] != soft:
+    def check_state(self, state_dict: dict[str, Any], soft: Sequence[str]) -> None:
+        """Raise `ValueError` for a state in which other layers are soft than `soft` says."""
+        check_fields(
+            "not a state of soft permutations",
+            state_dict,
+            {"soft": list, "events": int, "put_off": int},
+        )
+        if state_dict["soft"] != list(soft):
             differing = sorted(set(soft) ^ set(state_dict["soft"]))
             raise ValueError(
                 f"other permutations are soft in the state; they differ in {differing[:5]}. "

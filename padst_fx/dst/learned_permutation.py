@@ -18,6 +18,7 @@ from padst_fx.dst.curvature import Curvature
 from padst_fx.dst.optimizer_state import slots
 from padst_fx.dst.statistics import PermutationUpdate
 from padst_fx.layers.linear import DEFAULT_POSITIONS, SparseLinear
+from padst_fx.saved_fields import check_fields, check_shape
 
 # Updates in a row that consider the same positions: the second sees what the first one's moves
 # became.
@@ -141,6 +142,15 @@ class PermutationState:
             "curvature": self.curvature.state_dict(),
         }
 
+    def check_state(self, state_dict: dict[str, Any]) -> None:
+        """Raise `ValueError` for a damaged state."""
+        place = f"{self.name}: not the state of a learned permutation"
+        tensors = dict.fromkeys(("signal", "moved", "started", "expected"), (Tensor, type(None)))
+        check_fields(place, state_dict, {"curvature": dict, **tensors})
+        check_fields(place, state_dict["curvature"], {"product": float, "energy": float})
+        check_shape(f"{self.name}: signal", state_dict["signal"], self.probe.shape)
+        check_shape(f"{self.name}: moved", state_dict["moved"], self.positions.shape)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.curvature.load_state_dict(state_dict["curvature"])
         device = self.layer.values.device
@@ -221,7 +231,7 @@ class LearnedPermutations:
         """What the signals say, before DST exchanges units; observes the curvature on the way."""
         reached = []
         for state in self.states:
-            if state.signal is not None:
+            if state.signal is not None and state.layer.values.requires_grad:
                 wanted = Wanted.of(state.signal, self.settings.shrinkage)
                 state.observe(wanted)
                 reached.append((state, wanted))
@@ -292,11 +302,15 @@ class LearnedPermutations:
         return {"updates": self.updates, "layers": layers}
 
     def check_state(self, state_dict: dict[str, Any]) -> None:
-        """Raise `ValueError` for a state of other layers."""
+        """Raise `ValueError` for a state of other layers, and for a damaged one."""
+        place = "not a state of learned permutations"
+        check_fields(place, state_dict, {"updates": int, "layers": dict})
         names = [state.name for state in self.states]
         if list(state_dict["layers"]) != names:
-            other = sorted(set(names) ^ set(state_dict["layers"]))
+            other = sorted(set(names) ^ set(state_dict["layers"]), key=str)
             raise ValueError(f"other layers have learned permutations in the state: {other[:5]}")
+        for state in self.states:
+            state.check_state(state_dict["layers"][state.name])
 
     def load_counts(self, state_dict: dict[str, Any]) -> None:
         """The part that says which positions come next; before the next step is prepared."""

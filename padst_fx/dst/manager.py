@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,9 +23,22 @@ from padst_fx.dst.soft_schedule import SoftPermutation, SoftSchedule
 from padst_fx.dst.statistics import LayerUpdate, SoftUpdate, Update
 from padst_fx.dst.update import Choice, choose_units
 from padst_fx.layers.linear import SparseLinear
+from padst_fx.saved_fields import check_fields, check_generator
 
 log = logging.getLogger(__name__)
 
+# The fields of a saved state.
+STATE: dict[str, type] = {
+    "method": str,
+    "steps": int,
+    "put_off": int,
+    "pending": bool,
+    "optimizer_stepped": bool,
+    "generator": Tensor,
+    "hardening": dict,
+    "layers": dict,
+    "permutations": dict,
+}
 # Drop scores [groups, active], candidates' ids and their growth scores [groups, C].
 Scores = tuple[Tensor, Tensor, Tensor]
 
@@ -135,23 +148,35 @@ class DST:
         """Count a step and update if it is due; True when the topology changed.
 
         Does nothing but forget the scores if the optimizer has not stepped since the last call.
+        Where an error comes from scoring or from choosing units, nothing has changed and the
+        update is due again at the next step; one from a later part leaves every layer as it was
+        before its own change or after it.
         """
         if not self._optimizer_stepped:
             for state in self.states:
                 state.forget()
             self.permutations.forget()
             return False
+        if self.steps == 0:
+            self._check_slots()
         self._optimizer_stepped = False
         self.steps += 1
-        if self.steps == 1:
-            self._check_slots()
+        self._pending = self._due(self.steps)
+        try:
+            return self._do_what_is_due()
+        except BaseException:
+            self._end_scoring()
+            raise
+        finally:
+            self._prepare_next_step()
+
+    def _do_what_is_due(self) -> bool:
         soft = self.hardening.update(self.steps, self._graphs_from_now_on())
         changed = soft is not None and bool(soft.hardened)
-        if self._due(self.steps):
+        if self._pending:
             changed |= self._update(soft)
         elif soft is not None:
             self._finish(Update(self.steps, 0.0, (), (), soft=soft))
-        self._prepare_next_step()
         return changed
 
     def penalty(self) -> Tensor:
@@ -175,6 +200,7 @@ class DST:
             "steps": self.steps,
             "put_off": self.put_off,
             "pending": self._pending,
+            "optimizer_stepped": self._optimizer_stepped,
             "generator": self.generator.get_state(),
             "hardening": self.hardening.state_dict(),
             "layers": {
@@ -192,11 +218,11 @@ class DST:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from `state_dict()`. Raises `ValueError`, with nothing changed, for something
         else, another method's state, or a state of other layers or patterns."""
-        self._check_state(state_dict)
+        self.check_state_dict(state_dict, [name for name, _, _ in self.hardening.soft])
         self.steps = state_dict["steps"]
         self.put_off = state_dict["put_off"]
         self._pending = state_dict["pending"]
-        self._optimizer_stepped = False
+        self._optimizer_stepped = state_dict["optimizer_stepped"]
         self.generator.set_state(state_dict["generator"])
         self.hardening.load_state_dict(state_dict["hardening"])
         self.permutations.load_counts(state_dict["permutations"])
@@ -210,23 +236,24 @@ class DST:
                 scores = saved[field]
                 setattr(state, field, None if scores is None else scores.to(device))
 
-    def _check_state(self, state_dict: dict[str, Any]) -> None:
-        missing = sorted(self.state_dict().keys() - state_dict.keys())
-        if missing:
-            raise ValueError(f"not a state of DST: it lacks {', '.join(missing)}")
+    def check_state_dict(self, state_dict: dict[str, Any], soft: Sequence[str]) -> None:
+        """Raise the `ValueError` of `load_state_dict`; changes nothing.
+
+        `soft` names the layers whose permutations will be soft when the state is loaded.
+        """
+        check_fields("not a state of DST", state_dict, STATE)
         if state_dict["method"] != self.method_name:
             raise ValueError(
                 f"the state is of method {state_dict['method']!r}, this is {self.method_name!r}"
             )
+        check_generator(state_dict["generator"])
         names = [state.name for state in self.states]
         if list(state_dict["layers"]) != names:
-            other = sorted(set(names) ^ set(state_dict["layers"]))
+            other = sorted(set(names) ^ set(state_dict["layers"]), key=str)
             raise ValueError(f"the state is of other layers; they differ in {other[:5]}")
         for state in self.states:
-            saved, present = state_dict["layers"][state.name]["pattern"], state.layer.pattern
-            if saved != repr(present):
-                raise ValueError(f"{state.name}: the state is of {saved}, the layer has {present}")
-        self.hardening.check_state(state_dict["hardening"])
+            state.check_state(state_dict["layers"][state.name])
+        self.hardening.check_state(state_dict["hardening"], soft)
         self.permutations.check_state(state_dict["permutations"])
 
     def _graphs_from_now_on(self) -> int:
@@ -286,9 +313,9 @@ class DST:
             if soft is not None:
                 self._finish(Update(self.steps, 0.0, (), (), soft=soft))
             return False
-        self._pending = False
         permuted = self.permutations.read()
         choices = [self._choose(state, scores, fraction) for state, scores in scored]
+        self._pending = False
         layers = [
             self._apply(state, choice) for state, choice in zip(reached, choices, strict=True)
         ]
@@ -300,7 +327,8 @@ class DST:
         return update.grown > 0 or update.moved > 0
 
     def _has_scores(self, state: LayerState) -> bool:
-        return not (
+        """Whether a layer takes part in an update: it is trained and was reached."""
+        return state.layer.values.requires_grad and not (
             (self.method.needs_growth and state.growth is None)
             or (self.method.needs_gradient and state.gradient_norms is None)
         )
@@ -321,10 +349,7 @@ class DST:
         if not agreement.any_rank(bool(bad), self.process_group, device):
             return False
         self.put_off += 1
-        self._pending = True
-        for state in self.states:
-            state.disarm()
-        self.permutations.disarm()
+        self._end_scoring()
         log.warning(
             "step %d: non-finite scores in %s; the update is put off to the next step",
             self.steps,
@@ -345,8 +370,9 @@ class DST:
         moving = [layer.values, *slots(self.optimizer, f"{state.name}.values", layer.values)]
         if layer.values.grad is not None:
             moving.append(layer.values.grad)
+        index = layer.pattern.index_from_units(new)
         layer.pattern.rearrange(moving, old, new)
-        layer.index.copy_(layer.pattern.index_from_units(new))
+        layer.index.copy_(index)
         self.method.after_update(state, self.optimizer, old, new)
         state.exploration.add(new)
         return LayerUpdate(
@@ -358,10 +384,14 @@ class DST:
             exploration=state.exploration.rate,
         )
 
-    def _finish(self, update: Update) -> None:
+    def _end_scoring(self) -> None:
+        """Plain forwards from now on, and no scores."""
         for state in self.states:
             state.disarm()
         self.permutations.disarm()
+
+    def _finish(self, update: Update) -> None:
+        self._end_scoring()
         self.last_update = update
         log.info(
             "step %d: %d units dropped and grown in %d layers",

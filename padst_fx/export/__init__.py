@@ -1,1 +1,1 @@
-"""Files for other runtimes: one package per target."""
+"""Trained models in the forms that other runtimes take: one package per target."""

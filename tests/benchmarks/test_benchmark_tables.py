@@ -209,6 +209,18 @@ def test_all_tables_are_the_default():
     assert command.arguments(["kernels", "--record-costs"]).record_costs
 
 
+@pytest.mark.parametrize("given", [["--quick"], ["--only", "Diag()"]])
+def test_what_measures_less_leaves_the_full_results_alone(given, tmp_path, monkeypatch):
+    table = Table("small", "title", [{"ratio": 1}], (["a"], [["b"]]))
+    monkeypatch.setattr(command, "TABLES", {"small": lambda settings: table})
+    monkeypatch.setattr(results_file, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr("sys.argv", ["benchmarks", *given])
+    monkeypatch.chdir(tmp_path)
+    assert command.main() == 0
+    written = [path.relative_to(tmp_path) for path in tmp_path.rglob("*.csv")]
+    assert written == [command.PARTIAL_FOLDER / "small.csv"]
+
+
 def test_it_is_told_where_dense_wins():
     rows = [
         {**forward_row("Diag()"), "ratio": 0.5},
