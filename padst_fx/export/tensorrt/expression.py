@@ -45,15 +45,17 @@ def _of_sympy(expression: Any) -> Expression:
 
 def _product(expression: Any) -> Expression:
     """A product; what is rounded up is written `-(-a // b)` and becomes `["ceil", a, b]`."""
-    sign, factors = 1, []
+    coefficient = 1
+    factors: list[Expression] = []
     for factor in expression.args:
         if type(factor).__name__ == "FloorDiv" and factor.args[0].could_extract_minus_sign():
-            sign = -sign
+            coefficient = -coefficient
             factors.append(["ceil", _of_sympy(-factor.args[0]), _of_sympy(factor.args[1])])
+        elif isinstance(part := _of_sympy(factor), int):
+            coefficient *= part
         else:
-            factors.append(_of_sympy(factor))
-    factors = [sign * f if isinstance(f, int) else f for f in factors]
-    return _joined("*", [f for f in factors if f != 1])
+            factors.append(part)
+    return _joined("*", factors if coefficient == 1 else [*factors, coefficient])
 
 
 def _joined(name: str, parts: Any) -> Expression:

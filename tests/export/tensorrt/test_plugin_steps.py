@@ -6,13 +6,15 @@ import importlib
 from dataclasses import replace
 
 import pytest
+import sympy
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from plugin_cases import CPU, KINDS, meta, projection
+from torch.utils._sympy.functions import FloorDiv
 
 from padst_fx.export.tensorrt.attribute import decoded, encoded
-from padst_fx.export.tensorrt.expression import evaluate, is_multiple
+from padst_fx.export.tensorrt.expression import _of_sympy, evaluate, is_multiple
 from padst_fx.export.tensorrt.step import LAUNCHES, Projection, Step, steps
 from padst_fx.kernels.integers import ceil_div
 from padst_fx.kernels.tiles.table import choosing, tabled
@@ -107,3 +109,11 @@ def test_multiples_are_certain(a: int, tokens: int) -> None:
     assert evaluate(padded, tokens, ceil_div) % 16 == 0
     assert not is_multiple("tokens", 16)
     assert is_multiple(["+", padded, a], 16) == (a % 16 == 0)
+
+
+@given(tokens=st.integers(1, 1000), factor=st.sampled_from([-2, -1, 1, 3]))
+def test_products_keep_their_sign(tokens: int, factor: int) -> None:
+    symbol = sympy.Symbol("s0", integer=True, positive=True)
+    product = factor * symbol * FloorDiv(-symbol, sympy.Integer(16))
+    found = _of_sympy(product)
+    assert evaluate(found, tokens, ceil_div) == factor * tokens * (-tokens // 16)
