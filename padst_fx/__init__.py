@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from padst_fx.planning import Plan, plan
     from padst_fx.projections import Projection, find_projections
     from padst_fx.report import summary
+    from padst_fx.sharding import replicated_parameters
     from padst_fx.structures import NM, Block, Diag, Structure, StructureError, Unstructured
     from padst_fx.surgery import densify, sparsify
 
@@ -44,6 +45,7 @@ _HOMES = {
     "Structure": "structures",
     "StructureError": "structures",
     "Unstructured": "structures",
+    "replicated_parameters": "sharding",
     "summary": "report",
 }
 
@@ -67,6 +69,7 @@ __all__ = [
     "freeze",
     "load",
     "plan",
+    "replicated_parameters",
     "save",
     "sparsify",
     "summary",

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from padst_fx.dst.layer_state import LayerState
+from padst_fx.layers.linear import SparseLinear
+
+# Odd constants of splitmix64's mixing function, as int64.
+GOLDEN, FIRST, SECOND = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
 
 
 def world_size(group: dist.ProcessGroup | None) -> int:
@@ -18,16 +22,32 @@ def world_size(group: dist.ProcessGroup | None) -> int:
     return dist.get_world_size(group)
 
 
-def merge_growth(state: LayerState, group: dist.ProcessGroup | None) -> None:
-    """Give every rank the growth scores of all ranks, merged in the order of ranks.
+def merge_growth(states: Sequence[LayerState], group: dist.ProcessGroup | None) -> None:
+    """Give every rank the growth scores of all ranks, one layer at a time.
 
-    Scores are norms of each rank's own gradient, so their sum is an estimate of the norm of the
-    summed gradient, not that norm itself. A rank on which the layer was not reached adds
-    nothing.
+    Norms of each rank's own gradient are summed, which estimates the norm of the summed gradient
+    and is not that norm itself; dense gradients are summed as gradients are. N:M's best candidates
+    are merged in the order of ranks. A rank on which a layer was not reached adds nothing; scores
+    that no rank has stay None.
     """
-    pattern = state.layer.pattern
-    dtype, device = state.layer.probe.dtype, state.layer.values.device
-    absent = torch.full(pattern.probe_shape, -1.0, dtype=dtype, device=device)
+    reached = any_rank_each([s.growth is not None for s in states], group, _device(states))
+    for state, somewhere in zip(states, reached, strict=True):
+        if not somewhere:
+            continue
+        if state.layer.scorer.adds_up:
+            state.growth = sum_over_ranks(state.growth, state.layer.probe, group)
+        else:
+            state.growth = _merged_in_order(state, group)
+
+
+def _device(states: Sequence[LayerState]) -> torch.device:
+    return states[0].layer.values.device
+
+
+def _merged_in_order(state: LayerState, group: dist.ProcessGroup | None) -> Tensor | None:
+    """All ranks' scores, merged by the pattern's rule; a rank without any is passed over."""
+    layer = state.layer
+    absent = torch.full_like(layer.probe, -1.0, memory_format=torch.contiguous_format)
     mine = absent if state.growth is None else state.growth.contiguous()
     gathered = [torch.empty_like(mine) for _ in range(world_size(group))]
     dist.all_gather(gathered, mine, group=group)
@@ -35,30 +55,53 @@ def merge_growth(state: LayerState, group: dist.ProcessGroup | None) -> None:
     for scores in gathered:
         if torch.equal(scores, absent):
             continue
-        merged = scores if merged is None else pattern.merge_growth(merged, scores)
-    state.growth = merged
+        merged = scores if merged is None else layer.scorer.merge_growth(merged, scores)
+    return merged
 
 
-def sum_over_ranks(
-    mine: Tensor | None, like: Tensor, group: dist.ProcessGroup | None
-) -> Tensor | None:
-    """The sum of the ranks' tensors, None where no rank has one; `like` has their shape."""
-    if not any_rank(mine is not None, group, like.device):
-        return None
-    total = torch.zeros_like(like).contiguous() if mine is None else mine.contiguous()
+def sum_over_ranks(mine: Tensor | None, like: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """The sum of the tensors of those ranks that have one; `like` has their shape."""
+    total = torch.zeros(like.shape, dtype=like.dtype, device=like.device)
+    if mine is not None:
+        total = mine.contiguous()
     dist.all_reduce(total, group=group)
     return total
 
 
 def average_gradients(parameters: Iterable[nn.Parameter], group: dist.ProcessGroup | None) -> None:
-    """Average gradients over ranks; for parameters that the model's wrapper may not know."""
+    """Average gradients over ranks; for parameters that the model's wrapper may not know.
+
+    A rank without a gradient adds zero; where no rank has one it stays None. One reduction for
+    all parameters of a dtype.
+    """
     size = world_size(group)
     if size == 1:
         return
+    by_kind: dict[tuple[torch.dtype, torch.device], list[nn.Parameter]] = {}
     for parameter in parameters:
-        if parameter.grad is not None:
-            dist.all_reduce(parameter.grad, group=group)
-            parameter.grad /= size
+        by_kind.setdefault((parameter.dtype, parameter.device), []).append(parameter)
+    for alike in by_kind.values():
+        _average_alike(alike, group, size)
+
+
+def _average_alike(
+    parameters: Sequence[nn.Parameter], group: dist.ProcessGroup | None, size: int
+) -> None:
+    lengths = [parameter.numel() for parameter in parameters]
+    present = [float(parameter.grad is not None) for parameter in parameters]
+    parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    flags = parts[0].new_tensor(present)
+    flat = torch.cat([flags, *(part.detach().reshape(-1) for part in parts)])
+    dist.all_reduce(flat, group=group)
+    anywhere, averages = flat[: len(parameters)].tolist(), flat[len(parameters) :] / size
+    for parameter, known, average in zip(
+        parameters, anywhere, averages.split(lengths), strict=True
+    ):
+        if not known:
+            continue
+        if parameter.grad is None:
+            parameter.grad = torch.empty_like(parameter)
+        parameter.grad.copy_(average.view_as(parameter))
 
 
 def share_units(units: Tensor, group: dist.ProcessGroup | None) -> Tensor:
@@ -70,8 +113,58 @@ def share_units(units: Tensor, group: dist.ProcessGroup | None) -> Tensor:
 
 def any_rank(flag: bool, group: dist.ProcessGroup | None, device: torch.device) -> bool:
     """Whether the flag holds on any rank."""
+    return any_rank_each([flag], group, device)[0]
+
+
+def any_rank_each(
+    flags: Sequence[bool], group: dist.ProcessGroup | None, device: torch.device
+) -> list[bool]:
+    """For each flag whether it holds on any rank, in one reduction."""
+    if world_size(group) == 1 or not flags:
+        return list(flags)
+    counts = torch.tensor([int(flag) for flag in flags], device=device)
+    dist.all_reduce(counts, group=group)
+    return [count > 0 for count in counts.tolist()]
+
+
+def check_same_topology(
+    layers: Sequence[tuple[str, SparseLinear]], step: int, group: dist.ProcessGroup | None
+) -> None:
+    """Raise `RuntimeError`, on every rank, unless all ranks have the first one's units and
+    permutations and are at the same step."""
     if world_size(group) == 1:
-        return flag
-    count = torch.tensor(int(flag), device=device)
-    dist.all_reduce(count, group=group)
-    return bool(count)
+        return
+    device = layers[0][1].values.device
+    digests = [topology_digest(layer) for _, layer in layers]
+    mine = torch.stack([torch.tensor(step, device=device), *digests])
+    gathered = [torch.empty_like(mine) for _ in range(world_size(group))]
+    dist.all_gather(gathered, mine, group=group)
+    first = gathered[0].tolist()
+    for rank, other in enumerate(gathered):
+        if (found := other.tolist()) == first:
+            continue
+        if found[0] != first[0]:
+            raise RuntimeError(f"rank {rank} is at step {found[0]}, rank 0 at step {first[0]}")
+        names = [n for (n, _), a, b in zip(layers, found[1:], first[1:], strict=True) if a != b]
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        raise RuntimeError(
+            f"step {step}: rank {rank} has other units or another permutation than rank 0 in "
+            f"{', '.join(names[:3])}{more}. Start all ranks from one model: seed them alike before "
+            "sparsify, load one checkpoint, or wrap the model in DistributedDataParallel, which "
+            "sends the first rank's to all"
+        )
+
+
+def topology_digest(layer: SparseLinear) -> Tensor:
+    """A hash of a layer's units and permutation: an int64 scalar on the layer's device."""
+    return _digest(layer.index) * GOLDEN + _digest(layer.perm)
+
+
+def _digest(tensor: Tensor) -> Tensor:
+    """The sum of all 8-byte words, each mixed with its place (splitmix64)."""
+    octets = tensor.detach().contiguous().view(-1).view(torch.uint8)
+    words = nn.functional.pad(octets, (0, -len(octets) % 8)).view(torch.int64)
+    mixed = words + GOLDEN * torch.arange(1, len(words) + 1, device=words.device)
+    mixed = (mixed ^ (mixed >> 30)) * FIRST
+    mixed = (mixed ^ (mixed >> 27)) * SECOND
+    return (mixed ^ (mixed >> 31)).sum()

@@ -18,6 +18,7 @@ from padst_fx.dst.curvature import Curvature
 from padst_fx.dst.optimizer_state import slots
 from padst_fx.dst.statistics import PermutationUpdate
 from padst_fx.layers.linear import DEFAULT_POSITIONS, SparseLinear
+from padst_fx.sharding import whole, whole_tensors
 
 # Updates in a row that consider the same positions: the second sees what the first one's moves
 # became.
@@ -114,13 +115,17 @@ class PermutationState:
         """The considered columns, as the units are now."""
         return Columns.of(self.layer, self.positions.long())
 
+    def values(self) -> Tensor:
+        """The values as the forward uses them, whole on every rank."""
+        return self.layer.scaled(whole(self.layer.values))
+
     def observe(self, wanted: Wanted) -> None:
         """Learn the curvature from the columns moved last; `index` must be as it was then."""
         if self.moved is None or self.started is None or self.expected is None:
             return
         columns = self.columns()
         entries = columns.mask() & self.moved
-        values = columns.dense(self.layer.effective_values())
+        values = columns.dense(self.values())
         trained = (values[entries] - self.started).to(wanted.change)
         self.curvature.observe(self.expected, wanted.change[entries], trained)
         self.moved = self.started = self.expected = None
@@ -129,7 +134,7 @@ class PermutationState:
         """Remember what the positions that `order` has moved want of their new features."""
         self.moved = order != torch.arange(len(order), device=order.device)
         entries = columns.mask() & self.moved
-        self.started = columns.dense(self.layer.effective_values())[entries]
+        self.started = columns.dense(self.values())[entries]
         self.expected = wanted.change[:, order][entries]
 
     def state_dict(self) -> dict[str, Any]:
@@ -202,10 +207,13 @@ class LearnedPermutations:
 
     def merge(self, group: dist.ProcessGroup | None) -> None:
         """Give every rank the signal of the whole batch."""
-        for state in self.states:
-            like = state.probe.detach()
-            state.signal = agreement.sum_over_ranks(state.signal, like, group)
-            if state.signal is not None:
+        if not self.states:
+            return
+        here = [state.signal is not None for state in self.states]
+        reached = agreement.any_rank_each(here, group, self.states[0].probe.device)
+        for state, somewhere in zip(self.states, reached, strict=True):
+            if somewhere:
+                state.signal = agreement.sum_over_ranks(state.signal, state.probe, group)
                 # Losses are means over each rank's batch; moments are sums over tokens.
                 state.signal[: state.layer.out_features] /= agreement.world_size(group)
 
@@ -252,7 +260,7 @@ class LearnedPermutations:
     ) -> PermutationUpdate:
         layer, considered = state.layer, state.positions.long()
         columns = state.columns()
-        values = columns.dense(layer.effective_values()).to(wanted.change)
+        values = columns.dense(state.values()).to(wanted.change)
         gain = Gain(wanted, values, columns.mask())
         limit = round(fraction * len(considered))
         order = choose_features(gain, state.curvature.value, limit).to(considered.device)
@@ -284,8 +292,9 @@ class LearnedPermutations:
         tensors = [layer.values, *slots(optimizer, f"{state.name}.values", layer.values)]
         if layer.values.grad is not None:
             tensors.append(layer.values.grad)
-        for tensor in tensors:
-            columns.exchange(tensor, order)
+        with whole_tensors(tensors) as gathered:
+            for tensor in gathered:
+                columns.exchange(tensor, order)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the settings and the seed."""

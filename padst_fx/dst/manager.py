@@ -22,6 +22,7 @@ from padst_fx.dst.soft_schedule import SoftPermutation, SoftSchedule
 from padst_fx.dst.statistics import LayerUpdate, SoftUpdate, Update
 from padst_fx.dst.update import Choice, choose_units
 from padst_fx.layers.linear import SparseLinear
+from padst_fx.sharding import check_sharding, sharded_modules, whole_tensors
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ class DST:
 
     Call `step()` after `optimizer.step()` at every step; every `delta_t` steps before `t_end`
     it drops the weakest units of every layer, grows as many, and moves learned permutations.
-    `method` is "set", "rigl", "mest" or "dynadiag" (for `Diag` only); `schedule` ("cosine",
+    `method` is "set", "rigl", "rigl_exact", "mest" or "dynadiag" (for `Diag` only); `schedule` ("cosine",
     "linear", "constant") lowers `drop_fraction`, the share of active units exchanged. `callback`
     is called with an `Update` after each one. `seed` is for random growth and for which positions
     of learned permutations an update looks at; `learned` has their settings. Steps that the
@@ -75,6 +76,7 @@ class DST:
         layers = trainable_layers(model)
         self.optimizer = base_optimizer(optimizer)
         check_holds(self.optimizer, layers)
+        check_sharding(model, layers)
         self.method_name = method
         self.method = METHODS[method]()
         self.delta_t = delta_t
@@ -96,7 +98,10 @@ class DST:
             raise ValueError("settings for soft permutations, but no layer has one")
         self.method.prepare(layers, self.optimizer)
         self.hardening.start(model)
-        self.states = [LayerState.of(name, layer) for name, layer in layers]
+        self.states = [
+            LayerState.of(name, layer, self.method.scorer(layer.pattern)) for name, layer in layers
+        ]
+        self._sharded_modules = sharded_modules(model)
         self.permutations = LearnedPermutations(layers, learned or LearnedPermutation(), seed)
         self._attach()
 
@@ -143,10 +148,12 @@ class DST:
                 state.forget()
             self.permutations.forget()
             return False
+        if self.steps == 0 or self._due(self.steps + 1):
+            self._shard()
         self._optimizer_stepped = False
         self.steps += 1
         if self.steps == 1:
-            self._check_slots()
+            self._first_checks()
         soft = self.hardening.update(self.steps)
         changed = soft is not None and bool(soft.hardened)
         if self._due(self.steps):
@@ -247,11 +254,12 @@ class DST:
                 state.disarm()
 
     def _before_optimizer_step(self) -> None:
+        added: list[nn.Parameter] = []
         for state in self.states:
-            added = self.method.added_parameters(state.layer)
+            added += self.method.added_parameters(state.layer)
             if state.layer.soft_perm is not None:
-                added = [*added, state.layer.soft_perm]
-            agreement.average_gradients(added, self.process_group)
+                added.append(state.layer.soft_perm)
+        agreement.average_gradients(added, self.process_group)
 
     def _after_optimizer_step(self) -> None:
         # GradScaler lets fused optimizers skip inside `step`, and unscale there.
@@ -264,17 +272,32 @@ class DST:
             for state in self.states:
                 state.capture_gradient(getattr(self.optimizer, "grad_scale", None))
 
-    def _check_slots(self) -> None:
+    def _first_checks(self) -> None:
+        layers = [(state.name, state.layer) for state in self.states]
+        check_holds(self.optimizer, layers)
+        agreement.check_same_topology(layers, self.steps, self.process_group)
         for state in self.states:
             slots(self.optimizer, f"{state.name}.values", state.layer.values)
 
+    def _reduce_scores(self) -> None:
+        """Give every rank the scores of all, after a look at whether they are still alike."""
+        group = self.process_group
+        if agreement.world_size(group) == 1:
+            return
+        layers = [(state.name, state.layer) for state in self.states]
+        agreement.check_same_topology(layers, self.steps, group)
+        if self.method.needs_growth:
+            agreement.merge_growth(self.states, group)
+        self.permutations.merge(group)
+
+    def _shard(self) -> None:
+        """Have FSDP2's parameters in place of the unsharded ones that a forward has left."""
+        for module in self._sharded_modules:
+            module.reshard()
+
     @torch.no_grad()
     def _update(self, soft: SoftUpdate | None) -> bool:
-        if agreement.world_size(self.process_group) > 1 and self.method.needs_growth:
-            for state in self.states:
-                agreement.merge_growth(state, self.process_group)
-        if agreement.world_size(self.process_group) > 1:
-            self.permutations.merge(self.process_group)
+        self._reduce_scores()
         reached = [state for state in self.states if self._has_scores(state)]
         fraction = self.schedule(self.steps, self.t_end, self.drop_fraction)
         scored = [(state, self._scores(state)) for state in reached]
@@ -341,7 +364,8 @@ class DST:
         moving = [layer.values, *slots(self.optimizer, f"{state.name}.values", layer.values)]
         if layer.values.grad is not None:
             moving.append(layer.values.grad)
-        layer.pattern.rearrange(moving, old, new)
+        with whole_tensors(moving) as gathered:
+            layer.pattern.rearrange(gathered, old, new)
         layer.index.copy_(layer.pattern.index_from_units(new))
         self.method.after_update(state, self.optimizer, old, new)
         state.exploration.add(new)

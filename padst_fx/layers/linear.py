@@ -21,8 +21,10 @@ from padst_fx.permutation import (
     permute_columns,
     unpermute_columns,
 )
+from padst_fx.sharding import is_sharded
 from padst_fx.soft_permutation import near_identity_
 from padst_fx.structures import Pattern, Structure, parse_structure
+from padst_fx.structures.dense_gradient import DenseGradient
 from padst_fx.structures.diag import DiagPattern
 
 # Positions of a learned permutation that one scoring step looks at, unless DST is told otherwise.
@@ -40,7 +42,8 @@ class SparseLinear(nn.Module):
     `padst_fx.DST` writes into them. The attribute `probe` is neither: a tensor that no forward
     reads, whose `requires_grad` makes a step a scoring one and whose gradient is the growth score.
     With a learned permutation `permutation_probe` does the same for the features that `positions`
-    read; otherwise both are None.
+    read; otherwise both are None. `scorer` says what the probe collects: by default the pattern's
+    own growth scores.
 
     Input `[..., in_features]`, output `[..., out_features]`, both of the parameters' dtype (or
     autocast's). Raises `StructureError` for dimensions the structure does not divide,
@@ -76,6 +79,7 @@ class SparseLinear(nn.Module):
         self.in_features = in_features
         self.out_features = out_features
         self.pattern: Pattern = pattern
+        self.scorer: Pattern | DenseGradient = pattern
         self.permutation = permutation
         self.role = "other"
         self.dense_form = DenseForm(nn.Linear)
@@ -236,11 +240,15 @@ class SparseLinear(nn.Module):
 
     def effective_values(self) -> Tensor:
         """The values as the forward uses them: scaled by DynaDiag's soft top-k if it is on."""
+        return self.scaled(self.values)
+
+    def scaled(self, values: Tensor) -> Tensor:
+        """Values by DynaDiag's soft top-k, in their own dtype; the values themselves without it."""
         if self.alpha is None:
-            return self.values
+            return values
         assert isinstance(self.pattern, DiagPattern) and self.temperature is not None
         scale = soft_top_k(self.alpha, self.pattern.active, self.temperature)
-        return self.pattern.scale_values(self.values, self.index, scale)
+        return self.pattern.scale_values(values, self.index, scale.to(values.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.in_features:
@@ -251,10 +259,10 @@ class SparseLinear(nn.Module):
         bias = self.absent if self.bias is None else self.bias
         perm = self.perm
         if self.soft_perm is not None:
-            x, perm = F.linear(x, self.soft_perm), perm[:0]
+            x, perm = F.linear(x, self.soft_perm.to(x.dtype)), perm[:0]
         y = self.pattern.linear(x, self.effective_values(), self.index, perm, bias)
         if self.probe.requires_grad:
-            y = self.pattern.probe(y, x, self.index, perm, self.probe)
+            y = self.scorer.probe(y, x, self.index, perm, self.probe)
         if self.permutation_probe is not None and self.permutation_probe.requires_grad:
             assert self.positions is not None
             y = torch.ops.padst.permutation_probe(
@@ -283,6 +291,24 @@ class SparseLinear(nn.Module):
         hardened = self.permutation == "soft" and self.soft_perm is None
         return "soft, hardened" if hardened else self.permutation
 
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As every module's; refuses what tensor parallelism would put in a parameter's place.
+
+        `fully_shard` does not come this way. Raises `ValueError`.
+        """
+        if is_sharded(param):
+            raise ValueError(
+                f"{name} of a SparseLinear cannot be distributed: tensor parallelism of sparse "
+                "layers is not supported. Keep them out of the parallelize plan; fully_shard and "
+                "DistributedDataParallel work"
+            )
+        super().register_parameter(name, param)
+
+    def collect(self, scorer: Pattern | DenseGradient) -> None:
+        """Let scoring steps collect what `scorer` says, with new probes."""
+        self.scorer = scorer
+        self.renew_probe()
+
     def renew_probe(self) -> None:
         """New probes, without hooks and not asking for scores."""
         self.probe = self._empty_probe()
@@ -302,7 +328,7 @@ class SparseLinear(nn.Module):
         return isinstance(loaded, Tensor) and loaded.shape == own.shape and not loaded.is_meta
 
     def _empty_probe(self) -> Tensor:
-        return self._probe_of(*self.pattern.probe_shape)
+        return self._probe_of(*self.scorer.probe_shape)
 
     def _empty_permutation_probe(self) -> Tensor | None:
         if self.positions is None:

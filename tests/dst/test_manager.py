@@ -360,7 +360,10 @@ def test_state_of_another_method_or_model_is_refused():
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
-        ({"method": "rig"}, "unknown method 'rig'; valid: 'set', 'rigl', 'mest', 'dynadiag'"),
+        (
+            {"method": "rig"},
+            "unknown method 'rig'; valid: 'set', 'rigl', 'rigl_exact', 'mest', 'dynadiag'",
+        ),
         ({"schedule": "step"}, "unknown schedule 'step'; valid: 'cosine', 'linear', 'constant'"),
         ({"delta_t": 0}, "delta_t must be a positive number of steps, got 0"),
         ({"t_end": -1}, "t_end must be a positive number"),
