@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -10,6 +11,9 @@ from torch import Tensor, nn
 
 from padst_fx.dst.layer_state import LayerState
 from padst_fx.layers.linear import SparseLinear
+from padst_fx.sharding import is_sharded
+
+log = logging.getLogger(__name__)
 
 # Odd constants of splitmix64's mixing function, as int64.
 GOLDEN, FIRST, SECOND = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
@@ -127,37 +131,61 @@ def any_rank_each(
     return [count > 0 for count in counts.tolist()]
 
 
-def check_same_topology(
+def check_alike(
     layers: Sequence[tuple[str, SparseLinear]], step: int, group: dist.ProcessGroup | None
 ) -> None:
     """Raise `RuntimeError`, on every rank, unless all ranks have the first one's units and
-    permutations and are at the same step."""
+    permutations and are at the same step; warn where their values differ."""
     if world_size(group) == 1:
         return
     device = layers[0][1].values.device
-    digests = [topology_digest(layer) for _, layer in layers]
-    mine = torch.stack([torch.tensor(step, device=device), *digests])
+    topologies = [topology_digest(layer) for _, layer in layers]
+    values = [_values_digest(layer) for _, layer in layers]
+    mine = torch.stack([torch.tensor(step, device=device), *topologies, *values])
     gathered = [torch.empty_like(mine) for _ in range(world_size(group))]
     dist.all_gather(gathered, mine, group=group)
     first = gathered[0].tolist()
     for rank, other in enumerate(gathered):
-        if (found := other.tolist()) == first:
-            continue
-        if found[0] != first[0]:
-            raise RuntimeError(f"rank {rank} is at step {found[0]}, rank 0 at step {first[0]}")
-        names = [n for (n, _), a, b in zip(layers, found[1:], first[1:], strict=True) if a != b]
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        if (found := other.tolist()) != first:
+            _compare([name for name, _ in layers], rank, found, first)
+
+
+def _compare(names: list[str], rank: int, found: list[int], first: list[int]) -> None:
+    """Say in what a rank differs from the first; both lists are as `check_alike` sends them."""
+    if found[0] != first[0]:
+        raise RuntimeError(f"rank {rank} is at step {found[0]}, rank 0 at step {first[0]}")
+    differing = [
+        name
+        for name, a, b in zip([*names, *names], found[1:], first[1:], strict=True)
+        if a != b
+    ]
+    listed = f"{', '.join(differing[:3])}" + (" and more" if len(differing) > 3 else "")
+    if found[1 : len(names) + 1] != first[1 : len(names) + 1]:
         raise RuntimeError(
-            f"step {step}: rank {rank} has other units or another permutation than rank 0 in "
-            f"{', '.join(names[:3])}{more}. Start all ranks from one model: seed them alike before "
-            "sparsify, load one checkpoint, or wrap the model in DistributedDataParallel, which "
-            "sends the first rank's to all"
+            f"step {first[0]}: rank {rank} has other units or another permutation than rank 0 in "
+            f"{listed}. Start all ranks from one model: seed them alike before sparsify, load one "
+            "checkpoint, or wrap the model in DistributedDataParallel, which sends the first "
+            "rank's to all"
         )
+    log.warning(
+        "step %d: rank %d has other values than rank 0 in %s; is every gradient reduced? The "
+        "first rank's decide what is dropped",
+        first[0],
+        rank,
+        listed,
+    )
 
 
 def topology_digest(layer: SparseLinear) -> Tensor:
     """A hash of a layer's units and permutation: an int64 scalar on the layer's device."""
     return _digest(layer.index) * GOLDEN + _digest(layer.perm)
+
+
+def _values_digest(layer: SparseLinear) -> Tensor:
+    """A hash of the values; of sharded ones, which are nowhere twice, the same for all."""
+    if is_sharded(layer.values):
+        return torch.zeros((), dtype=torch.int64, device=layer.values.device)
+    return _digest(layer.values)
 
 
 def _digest(tensor: Tensor) -> Tensor:

@@ -275,7 +275,7 @@ class DST:
     def _first_checks(self) -> None:
         layers = [(state.name, state.layer) for state in self.states]
         check_holds(self.optimizer, layers)
-        agreement.check_same_topology(layers, self.steps, self.process_group)
+        agreement.check_alike(layers, self.steps, self.process_group)
         for state in self.states:
             slots(self.optimizer, f"{state.name}.values", state.layer.values)
 
@@ -285,7 +285,7 @@ class DST:
         if agreement.world_size(group) == 1:
             return
         layers = [(state.name, state.layer) for state in self.states]
-        agreement.check_same_topology(layers, self.steps, group)
+        agreement.check_alike(layers, self.steps, group)
         if self.method.needs_growth:
             agreement.merge_growth(self.states, group)
         self.permutations.merge(group)

@@ -1,0 +1,257 @@
+"""One rank of the distributed tests: trains every case and writes what it saw.
+
+`torchrun distributed_worker.py FOLDER` writes `FOLDER/<rank>.pt`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+import padst_fx
+from padst_fx import DST, NM, Block, SoftPermutation
+from padst_fx.sharding import whole
+
+STEPS = 50
+VARIANT_STEPS = 16
+DELTA_T = 2
+BATCH = 8
+FEATURES, HIDDEN, CLASSES = 16, 32, 4
+HARDEN_AT = 6
+
+STRUCTURES = {
+    "diag": "diag",
+    "wide diag": padst_fx.Diag(width=4),
+    "block": Block(4),
+    "nm": NM(2, 4),
+    "unstructured": "unstructured",
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A way of training: how the model is wrapped, its structure, method and permutations."""
+
+    wrapper: str
+    structure: str
+    method: str
+    permutation: str = "random"
+
+    def __str__(self) -> str:
+        return f"{self.wrapper}, {self.structure}, {self.method}, {self.permutation}"
+
+
+# One case for every method and kind of permutation.
+METHODS = [
+    ("diag", "set"),
+    ("block", "rigl"),
+    ("nm", "rigl_exact"),
+    ("unstructured", "mest"),
+    ("diag", "dynadiag"),
+    ("block", "mest", "learned"),
+    ("unstructured", "rigl", "learned"),
+    ("diag", "set", "soft"),
+]
+MORE_METHODS = [
+    ("wide diag", "rigl_exact"),
+    ("diag", "rigl"),
+    ("nm", "rigl"),
+    ("unstructured", "rigl_exact"),
+    ("diag", "rigl_exact", "learned"),
+    ("diag", "dynadiag", "learned"),
+    ("block", "rigl", "soft"),
+]
+BASIC = [Case(wrapper, *method) for wrapper in ("ddp", "fsdp") for method in METHODS]
+VARIANTS = [
+    *(Case("ddp", *method) for method in MORE_METHODS),
+    Case("fsdp", "nm", "rigl"),
+    Case("fsdp", "diag", "dynadiag", "learned"),
+    Case("ddp, static graph, accumulation", "diag", "mest", "learned"),
+    Case("ddp, static graph, accumulation", "block", "rigl_exact"),
+    Case("ddp, static graph, accumulation", "diag", "dynadiag"),
+    Case("ddp, rank 0 alone reaches a layer", "nm", "rigl"),
+    Case("ddp, rank 0 alone reaches a layer", "diag", "dynadiag", "learned"),
+    Case("fsdp, accumulation", "block", "rigl_exact", "learned"),
+    Case("fsdp, kept unsharded", "diag", "mest", "learned"),
+    Case("fsdp, activation checkpointing", "nm", "rigl"),
+    Case("fsdp, activation checkpointing, kept unsharded", "diag", "rigl_exact"),
+    Case("fsdp, bfloat16", "diag", "dynadiag", "learned"),
+    Case("fsdp, bfloat16", "block", "rigl", "soft"),
+    Case("ddp, ties", "diag", "rigl", "learned"),
+    Case("ddp, ties", "nm", "rigl"),
+    Case("fsdp, ties", "unstructured", "rigl_exact"),
+]
+CASES = [*BASIC, *VARIANTS]
+# What two ranks must do just as one rank with the whole batch does.
+LIKE_ONE = [
+    case
+    for case in CASES
+    if case.method in ("set", "mest", "rigl_exact")
+    and "bfloat16" not in case.wrapper
+    and "reaches" not in case.wrapper
+]
+
+
+class Net(nn.Module):
+    """Three projections; the middle one may be recomputed in backward, or passed over."""
+
+    def __init__(self, checkpointed: bool = False, reached: bool = True) -> None:
+        super().__init__()
+        self.first = nn.Linear(FEATURES, HIDDEN)
+        self.middle = nn.Linear(HIDDEN, HIDDEN)
+        self.last = nn.Linear(HIDDEN, FEATURES)
+        self.head = nn.Linear(FEATURES, CLASSES)
+        self.checkpointed = checkpointed
+        self.reached = reached
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        if self.checkpointed:
+            x = checkpoint(self.middle, x, use_reentrant=False)
+        elif self.reached:
+            x = self.middle(x)
+        return self.head(self.last(x.relu()))
+
+
+def make(case: Case, rank: int) -> nn.Module:
+    torch.manual_seed(0)
+    model = Net("checkpointing" in case.wrapper, rank == 0 or "reaches" not in case.wrapper)
+    if "bfloat16" not in case.wrapper:
+        model = model.double()
+    structure = STRUCTURES[case.structure]
+    sparsity = 0.5 if case.structure == "nm" else 0.75
+    padst_fx.sparsify(
+        model, structure, sparsity, permutation=case.permutation, include=["first", "middle", "last"]
+    )
+    if "ties" in case.wrapper:
+        for parameter in model.parameters():
+            nn.init.constant_(parameter, 0.125)
+    return model
+
+
+def wrap(case: Case, model: nn.Module) -> nn.Module:
+    """The model as the case's ranks run it."""
+    if case.wrapper.startswith("ddp"):
+        return DistributedDataParallel(
+            model,
+            static_graph="static" in case.wrapper,
+            find_unused_parameters="reaches" in case.wrapper,
+        )
+    settings: dict[str, Any] = {
+        "mesh": init_device_mesh("cpu", (dist.get_world_size(),)),
+        "reshard_after_forward": "unsharded" not in case.wrapper,
+        "ignored_params": padst_fx.replicated_parameters(model),
+    }
+    if "bfloat16" in case.wrapper:
+        settings["mp_policy"] = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
+    fully_shard(model.first, **settings)
+    return fully_shard(model, **settings)
+
+
+def batches(case: Case, step: int, rank: int, world: int) -> Iterator[tuple[Tensor, Tensor, bool]]:
+    """This rank's micro-batches of a step, and whether each is the last."""
+    generator = torch.Generator().manual_seed(step)
+    x = torch.randn(BATCH, FEATURES, generator=generator, dtype=torch.float64)
+    y = torch.randn(BATCH, CLASSES, generator=generator, dtype=torch.float64)
+    if "ties" in case.wrapper:
+        x, y = torch.ones_like(x), torch.ones_like(y)
+    if "bfloat16" in case.wrapper:
+        x, y = x.float(), y.float()
+    mine = slice(rank * BATCH // world, (rank + 1) * BATCH // world)
+    parts = 2 if "accumulation" in case.wrapper else 1
+    pairs = list(zip(x[mine].chunk(parts), y[mine].chunk(parts), strict=True))
+    for number, (a, b) in enumerate(pairs, 1):
+        yield a, b, number == parts
+
+
+def backward(case: Case, run: nn.Module, dst: DST, step: int, rank: int, world: int) -> None:
+    """The gradients of a step, micro-batch by micro-batch; only the last one is reduced.
+
+    In the first step of a static graph all are: `DistributedDataParallel` (of torch 2.13) needs to
+    have seen the graph outside `no_sync`.
+    """
+    for x, y, last in batches(case, step, rank, world):
+        silent = nullcontext()
+        first_of_static = "static" in case.wrapper and step == 1
+        if isinstance(run, DistributedDataParallel) and not last and not first_of_static:
+            silent = run.no_sync()
+        elif world > 1 and not isinstance(run, DistributedDataParallel):
+            run.set_requires_gradient_sync(last)
+        with silent:
+            loss = nn.functional.mse_loss(run(x).to(y.dtype), y) + dst.penalty()
+            (loss / (2 if "accumulation" in case.wrapper else 1)).backward()
+
+
+def topology(model: nn.Module) -> str:
+    """A hash of all units and permutations, soft ones included."""
+    state = sorted(
+        (name, tensor)
+        for name, tensor in model.state_dict().items()
+        if name.rpartition(".")[2] in ("index", "perm", "soft_perm")
+    )
+    digest = hashlib.sha256()
+    for name, tensor in state:
+        digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def addresses(model: nn.Module) -> list[tuple[str, int]]:
+    """Where parameters (of sharded ones this rank's part) and buffers lie."""
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    return [
+        (name, (t.to_local() if hasattr(t, "to_local") else t).data_ptr())
+        for name, t in tensors
+        if "soft_perm" not in name
+    ]
+
+
+def train(case: Case, rank: int = 0, world: int = 1) -> dict[str, Any]:
+    """Topologies after every step, the last state, whole, and whether storage stayed in place."""
+    model = make(case, rank)
+    run = wrap(case, model) if world > 1 else model
+    rate = 0.0 if "ties" in case.wrapper else 0.02
+    optimizer = torch.optim.Adam(model.parameters(), rate)
+    soft = None
+    if case.permutation == "soft":
+        soft = SoftPermutation(harden_at=HARDEN_AT, threshold=0.0)
+    dst = DST(model, optimizer, case.method, delta_t=DELTA_T, t_end=1000, soft=soft)
+    topologies, before = [topology(model)], addresses(model)
+    for step in range(1, (STEPS if case in BASIC else VARIANT_STEPS) + 1):
+        backward(case, run, dst, step, rank, world)
+        optimizer.step()
+        optimizer.zero_grad()
+        dst.step()
+        topologies.append(topology(model))
+    state = {name: whole(tensor).detach().clone() for name, tensor in model.state_dict().items()}
+    return {
+        "topologies": topologies,
+        "state": state,
+        "in place": before == addresses(model),
+        "skipped": list(dst.last_update.skipped),
+    }
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    rank, world = dist.get_rank(), dist.get_world_size()
+    seen = {str(case): train(case, rank, world) for case in CASES}
+    torch.save(seen, Path(sys.argv[1]) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
