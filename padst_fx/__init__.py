@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from padst_fx.planning import Plan, plan
     from padst_fx.projections import Projection, find_projections
     from padst_fx.report import summary
+    from padst_fx.sharded_checkpoint import load_sharded, save_sharded
     from padst_fx.sharding import replicated_parameters
     from padst_fx.structures import NM, Block, Diag, Structure, StructureError, Unstructured
     from padst_fx.surgery import densify, sparsify
@@ -45,6 +46,8 @@ _HOMES = {
     "Structure": "structures",
     "StructureError": "structures",
     "Unstructured": "structures",
+    "load_sharded": "sharded_checkpoint",
+    "save_sharded": "sharded_checkpoint",
     "replicated_parameters": "sharding",
     "summary": "report",
 }
@@ -68,9 +71,11 @@ __all__ = [
     "find_projections",
     "freeze",
     "load",
+    "load_sharded",
     "plan",
     "replicated_parameters",
     "save",
+    "save_sharded",
     "sparsify",
     "summary",
 ]

@@ -180,6 +180,13 @@ class Hardening:
                 "Load the model's state first"
             )
 
+    def be_as_soft_as(self, state_dict: dict[str, Any]) -> None:
+        """Have matrices in the layers that are soft in a state, and in no others."""
+        for name, layer in self.layers:
+            layer.be_soft(name in state_dict["soft"])
+        if self.layers:
+            self.claim()
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from `state_dict()`; the optimizer gets the matrices that the model has now."""
         self.events = state_dict["events"]

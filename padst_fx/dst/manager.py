@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from padst_fx.dst import agreement
 from padst_fx.dst.hardening import Hardening
@@ -91,6 +93,7 @@ class DST:
         self.last_update: Update | None = None
         self._pending = False
         self._optimizer_stepped = False
+        self._listening = True
         refuse_managed(layers)
         softness = SoftSchedule(soft or SoftPermutation(), delta_t, t_end)
         self.hardening = Hardening(layers, self.optimizer, softness, process_group)
@@ -111,11 +114,11 @@ class DST:
         this = weakref.ref(self)
 
         def before(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-            if (manager := this()) is not None:
+            if (manager := this()) is not None and manager._listening:
                 manager._before_optimizer_step()
 
         def after(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-            if (manager := this()) is not None:
+            if (manager := this()) is not None and manager._listening:
                 manager._after_optimizer_step()
 
         self.optimizer.register_step_pre_hook(before)
@@ -220,6 +223,12 @@ class DST:
                 setattr(state, field, None if scores is None else scores.to(device))
 
     def _check_state(self, state_dict: dict[str, Any]) -> None:
+        self.check_fits(state_dict)
+        self.hardening.check_state(state_dict["hardening"])
+
+    def check_fits(self, state_dict: dict[str, Any]) -> None:
+        """Raise `ValueError` for something that is no `state_dict()`, and for the state of another
+        method, of other layers or of other patterns."""
         missing = sorted(self.state_dict().keys() - state_dict.keys())
         if missing:
             raise ValueError(f"not a state of DST: it lacks {', '.join(missing)}")
@@ -235,8 +244,26 @@ class DST:
             saved, present = state_dict["layers"][state.name]["pattern"], state.layer.pattern
             if saved != repr(present):
                 raise ValueError(f"{state.name}: the state is of {saved}, the layer has {present}")
-        self.hardening.check_state(state_dict["hardening"])
         self.permutations.check_state(state_dict["permutations"])
+
+    def check_alike(self) -> None:
+        """Raise `RuntimeError`, on every rank, if units or permutations differ between ranks."""
+        layers = [(state.name, state.layer) for state in self.states]
+        agreement.check_alike(layers, self.steps, self.process_group)
+
+    def collected(self) -> list[str]:
+        """The layers that hold scores or signals of a backward pass that no update has used."""
+        held = [s.name for s in self.states if s.growth is not None or s.gradient_norms is not None]
+        return held + [s.name for s in self.permutations.states if s.signal is not None]
+
+    @contextmanager
+    def unheard(self) -> Iterator[None]:
+        """Optimizer steps in here do not count: they only make the optimizer's state be there."""
+        self._listening = False
+        try:
+            yield
+        finally:
+            self._listening = True
 
     def _due(self, step: int) -> bool:
         return self._pending or (step % self.delta_t == 0 and step < self.t_end)
@@ -273,9 +300,8 @@ class DST:
                 state.capture_gradient(getattr(self.optimizer, "grad_scale", None))
 
     def _first_checks(self) -> None:
-        layers = [(state.name, state.layer) for state in self.states]
-        check_holds(self.optimizer, layers)
-        agreement.check_alike(layers, self.steps, self.process_group)
+        check_holds(self.optimizer, [(state.name, state.layer) for state in self.states])
+        self.check_alike()
         for state in self.states:
             slots(self.optimizer, f"{state.name}.values", state.layer.values)
 
@@ -284,8 +310,7 @@ class DST:
         group = self.process_group
         if agreement.world_size(group) == 1:
             return
-        layers = [(state.name, state.layer) for state in self.states]
-        agreement.check_alike(layers, self.steps, group)
+        self.check_alike()
         if self.method.needs_growth:
             agreement.merge_growth(self.states, group)
         self.permutations.merge(group)
@@ -393,9 +418,15 @@ class DST:
             self.callback(update)
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model in `DistributedDataParallel`, so that names do not depend on the wrapper."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
 def trainable_layers(model: nn.Module) -> list[tuple[str, SparseLinear]]:
     """The sparse layers whose values are trained, or a `ValueError` that says why none is."""
-    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, SparseLinear)]
+    modules = unwrapped(model).named_modules()
+    layers = [(name, module) for name, module in modules if isinstance(module, SparseLinear)]
     if not layers:
         raise ValueError("the model has no SparseLinear; call padst_fx.sparsify(model, ...) first")
     trained = [(name, layer) for name, layer in layers if layer.values.requires_grad]

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -218,29 +219,60 @@ def addresses(model: nn.Module) -> list[tuple[str, int]]:
     ]
 
 
+class Training:
+    """A case's model, optimizer and DST on one rank."""
+
+    def __init__(self, case: Case, rank: int = 0, world: int = 1) -> None:
+        self.case, self.rank, self.world = case, rank, world
+        self.model = make(case, rank)
+        self.run = wrap(case, self.model) if world > 1 else self.model
+        rate = 0.0 if "ties" in case.wrapper else 0.02
+        self.optimizer = torch.optim.Adam(self.model.parameters(), rate)
+        soft = None
+        if case.permutation == "soft":
+            soft = SoftPermutation(harden_at=HARDEN_AT, threshold=0.0)
+        settings = {"delta_t": DELTA_T, "t_end": 1000, "soft": soft}
+        self.dst = DST(self.model, self.optimizer, case.method, **settings)
+
+    def backward(self, step: int) -> None:
+        backward(self.case, self.run, self.dst, step, self.rank, self.world)
+
+    def step(self) -> None:
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.dst.step()
+
+    def state(self) -> dict[str, Tensor]:
+        """The model's state, whole."""
+        return {n: whole(t).detach().clone() for n, t in self.model.state_dict().items()}
+
+    def everything(self) -> dict[str, Any]:
+        """All that decides how the training goes on, whole."""
+        slots = {
+            name: {key: whole(slot).clone() for key, slot in self.optimizer.state[p].items()}
+            for name, p in self.model.named_parameters()
+            if p in self.optimizer.state
+        }
+        dst = io.BytesIO()
+        torch.save(self.dst.state_dict(), dst)
+        dst.seek(0)
+        return {"model": self.state(), "slots": slots, "dst": torch.load(dst)}
+
+
 def train(case: Case, rank: int = 0, world: int = 1) -> dict[str, Any]:
     """Topologies after every step, the last state, whole, and whether storage stayed in place."""
-    model = make(case, rank)
-    run = wrap(case, model) if world > 1 else model
-    rate = 0.0 if "ties" in case.wrapper else 0.02
-    optimizer = torch.optim.Adam(model.parameters(), rate)
-    soft = None
-    if case.permutation == "soft":
-        soft = SoftPermutation(harden_at=HARDEN_AT, threshold=0.0)
-    dst = DST(model, optimizer, case.method, delta_t=DELTA_T, t_end=1000, soft=soft)
-    topologies, before = [topology(model)], addresses(model)
+    training = Training(case, rank, world)
+    topologies, before = [topology(training.model)], addresses(training.model)
     for step in range(1, (STEPS if case in BASIC else VARIANT_STEPS) + 1):
-        backward(case, run, dst, step, rank, world)
-        optimizer.step()
-        optimizer.zero_grad()
-        dst.step()
-        topologies.append(topology(model))
-    state = {name: whole(tensor).detach().clone() for name, tensor in model.state_dict().items()}
+        training.backward(step)
+        training.step()
+        topologies.append(topology(training.model))
+    update = training.dst.last_update
     return {
         "topologies": topologies,
-        "state": state,
-        "in place": before == addresses(model),
-        "skipped": list(dst.last_update.skipped),
+        "state": training.state(),
+        "in place": before == addresses(training.model),
+        "skipped": list(update.skipped),
     }
 
 
