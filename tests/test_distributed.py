@@ -1,72 +1,72 @@
-"""Two gloo ranks under DDP: one topology, and for SET and MEST the one-rank result."""
+"""Gloo ranks under DDP and FSDP2: one topology, and the one-rank result where that is promised."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
-import ddp_worker
+import distributed_worker as worker
 import pytest
 import torch
 
+import padst_fx
+from padst_fx import DST
+
+FOLDER = Path(worker.__file__).parent
+
+
+def torchrun(ranks: int, script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a worker on so many ranks of one thread each."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc-per-node={ranks}", str(FOLDER / script), *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+
+
+def seen_by(ranks: int, folder: Path) -> list[dict]:
+    """What every rank saw, per case."""
+    process = torchrun(ranks, "distributed_worker.py", folder)
+    assert process.returncode == 0, process.stderr[-3000:]
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(ranks)]
+
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
-    """What both ranks saw, per case."""
-    folder = tmp_path_factory.mktemp("ranks")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    worker = str(Path(ddp_worker.__file__))
-    subprocess.run([*command, "--nproc-per-node=2", worker, str(folder)], check=True, timeout=300)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+def two(tmp_path_factory):
+    return seen_by(2, tmp_path_factory.mktemp("two"))
 
 
-@pytest.mark.parametrize(("structure", "method"), ddp_worker.CASES, ids=str)
-def test_ranks_agree_after_every_step(ranks, structure, method):
-    first, second = (rank[f"{structure} {method}"] for rank in ranks)
-    assert len(first) == ddp_worker.STEPS
-    for a, b in zip(first, second, strict=True):
-        assert a.keys() == b.keys()
-        assert all(torch.equal(a[name], b[name]) for name in a)
-    assert any(not torch.equal(first[0][n], first[-1][n]) for n in first[0] if "index" in n)
+@pytest.fixture(scope="module")
+def four(tmp_path_factory):
+    return seen_by(4, tmp_path_factory.mktemp("four"))
 
 
-@pytest.mark.parametrize(("structure", "method"), ddp_worker.LEARNED, ids=str)
-def test_learned_permutations_agree_and_equal_one_rank_with_the_whole_batch(
-    ranks, structure, method
-):
-    first, second = (rank[f"{structure} {method} learned"] for rank in ranks)
-    for a, b in zip(first, second, strict=True):
-        assert all(torch.equal(a[name], b[name]) for name in a)
-    assert any(not torch.equal(first[0][n], first[-1][n]) for n in first[0] if "perm" in n)
-    if method == "rigl":
-        return
-    alone = ddp_worker.train(structure, method, rank=0, world=1, permutation="learned")
-    for a, b in zip(first, alone, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+def check_agreement(ranks, case):
+    first, *others = (rank[str(case)] for rank in ranks)
+    steps = worker.STEPS if case in worker.BASIC else worker.VARIANT_STEPS
+    assert len(first["topologies"]) == steps + 1
+    for other in others:
+        assert other["topologies"] == first["topologies"]
+        assert all(torch.equal(other["state"][name], t) for name, t in first["state"].items())
+    assert all(rank[str(case)]["in place"] for rank in ranks)
+    assert not first["skipped"]
+    updates = steps // worker.DELTA_T
+    assert len(set(first["topologies"])) > updates / 2
 
 
-@pytest.mark.parametrize(
-    ("structure", "method"), [c for c in ddp_worker.CASES if c[1] in ("set", "mest")], ids=str
-)
-def test_two_ranks_equal_one_with_twice_the_batch(ranks, structure, method):
-    together = ranks[0][f"{structure} {method}"]
-    alone = ddp_worker.train(structure, method, rank=0, world=1)
-    for a, b in zip(together, alone, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+@pytest.mark.parametrize("case", worker.CASES, ids=str)
+def test_two_ranks_agree_after_every_step(two, case):
+    check_agreement(two, case)
 
 
-@pytest.mark.parametrize(("structure", "method"), ddp_worker.SOFT_CASES, ids=str)
-def test_ranks_have_the_same_soft_permutations_and_harden_alike(ranks, structure, method):
-    first, second = (rank[f"{structure} {method} soft"] for rank in ranks)
-    for step, (a, b) in enumerate(zip(first, second, strict=True), 1):
-        assert a.keys() == b.keys()
-        assert ("0.soft_perm" in a) == (step < ddp_worker.HARDEN_AT)
-        assert all(torch.equal(a[name], b[name]) for name in a)
-    assert not torch.equal(first[0]["0.soft_perm"], first[3]["0.soft_perm"])
+@pytest.mark.parametrize("case", worker.BASIC, ids=str)
+def test_four_ranks_agree_after_every_step(four, case):
+    check_agreement(four, case)
 
 
-def test_soft_permutations_of_two_ranks_are_those_of_one_with_twice_the_batch(ranks):
-    alone = ddp_worker.train("diag", "set", rank=0, world=1, permutation="soft")
-    for a, b in zip(ranks[0]["diag set soft"], alone, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+@pytest.mark.parametrize("case", worker.LIKE_ONE, ids=str)
+def test_two_ranks_do_what_one_rank_with_the_whole_batch_does(two, case):
+    together, alone = two[0][str(case)], worker.train(case)
+    assert together["topologies"] == alone["topologies"]
+    torch.testing.assert_close(together["state"], alone["state"], rtol=1e-9, atol=1e-11)

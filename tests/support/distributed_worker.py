@@ -134,9 +134,8 @@ def make(case: Case, rank: int) -> nn.Module:
         model = model.double()
     structure = STRUCTURES[case.structure]
     sparsity = 0.5 if case.structure == "nm" else 0.75
-    padst_fx.sparsify(
-        model, structure, sparsity, permutation=case.permutation, include=["first", "middle", "last"]
-    )
+    names = ["first", "middle", "last"]
+    padst_fx.sparsify(model, structure, sparsity, permutation=case.permutation, include=names)
     if "ties" in case.wrapper:
         for parameter in model.parameters():
             nn.init.constant_(parameter, 0.125)

@@ -1,7 +1,7 @@
 """One rank of the tests of sharded checkpoints.
 
-`torchrun resuming_worker.py FOLDER [KILLED_AT]` trains to the end, going on from the newest complete
-checkpoint in the folder. At the step KILLED_AT the last rank kills itself.
+`torchrun resuming_worker.py FOLDER [KILLED_AT]` trains to the end, going on from the newest
+complete checkpoint in the folder. At the step KILLED_AT the last rank kills itself.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ def run(folder: Path, killed_at: int | None) -> None:
         for training in trainings:
             training.backward(step)
             if step == killed_at and rank == world - 1:
+                (folder / "killed").touch()
                 os.kill(os.getpid(), signal.SIGKILL)
             training.step()
             if step % EVERY == 0:
