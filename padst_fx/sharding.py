@@ -68,11 +68,11 @@ def check_sharding(model: nn.Module, layers: Iterable[tuple[str, nn.Module]]) ->
             continue
         split = [placement for placement in values.placements if placement.is_shard()]
         if id(layer) not in below or len(split) > 1:
+            mesh = tuple(values.device_mesh.shape)
             raise ValueError(
-                f"{name}.values is {values.placements} on a mesh of {tuple(values.device_mesh.shape)}"
-                ": tensor parallelism of sparse layers is not supported. Keep them out of the "
-                "parallelize plan and shard them with fully_shard alone, or use "
-                "DistributedDataParallel"
+                f"{name}.values is {values.placements} on a mesh of {mesh}: tensor parallelism of "
+                "sparse layers is not supported. Keep them out of the parallelize plan and shard "
+                "them with fully_shard alone, or use DistributedDataParallel"
             )
 
 

@@ -11,9 +11,6 @@ import distributed_worker as worker
 import pytest
 import torch
 
-import padst_fx
-from padst_fx import DST
-
 FOLDER = Path(worker.__file__).parent
 
 

@@ -127,7 +127,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(trained, tmp_path):
     before = other.everything()
     with pytest.raises(ValueError, match=r"first: the state is of DiagPattern"):
         load(tmp_path / "there", other)
-    with pytest.raises(CheckpointError, match="no complete checkpoint at .*nowhere"):
+    with pytest.raises(CheckpointError, match=r"no complete checkpoint at .*nowhere"):
         load(tmp_path / "nowhere", other)
     (tmp_path / "there" / ".metadata").unlink()
     with pytest.raises(CheckpointError, match=r"no complete checkpoint.*no \.metadata"):

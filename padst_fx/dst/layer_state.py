@@ -72,9 +72,9 @@ class LayerState:
         scorer = self.layer.scorer
         if not scorer.is_one_use(arrived):
             raise RuntimeError(
-                f"{self.name} ({self.layer.pattern.structure}) was used more than once in one backward; the "
-                "growth scores of N:M cannot be added up. Use method 'set', 'mest' or 'rigl_exact', or "
-                "exclude it"
+                f"{self.name} ({self.layer.pattern.structure}) was used more than once in one "
+                "backward; the growth scores of N:M cannot be added up. Use method 'set', 'mest' "
+                "or 'rigl_exact', or exclude it"
             )
         self.growth = (
             arrived if self.growth is None else scorer.merge_growth(self.growth, arrived)

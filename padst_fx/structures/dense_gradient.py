@@ -14,8 +14,8 @@ from padst_fx.structures.base import Pattern
 class DenseGradient:
     """Collects `G = grad^T x[:, perm]`, `[O, I]`, of one pattern in place of its norms.
 
-    Norms of parts of a batch tell no norm of the whole; gradients add up. It takes the memory and the
-    work of a dense weight gradient on scoring steps.
+    Norms of parts of a batch tell no norm of the whole; gradients add up. On scoring steps it takes
+    the memory and the work of a dense weight gradient.
     """
 
     pattern: Pattern
