@@ -45,10 +45,10 @@ class DST:
     it drops the weakest units of every layer, grows as many, and moves learned permutations.
     `method` is "set", "rigl", "rigl_exact", "mest" or "dynadiag" (for `Diag` only); `schedule`
     ("cosine", "linear", "constant") lowers `drop_fraction`, the share of active units exchanged.
-    `callback` is called with an `Update` after each one. `seed` is for random growth and for which positions
-    of learned permutations an update looks at; `learned` has their settings. Steps that the
-    optimizer skips (as `torch.amp.GradScaler` does on overflow) do not count. "dynadiag" gives its
-    scores a parameter group of their own in the optimizer, so build learning-rate schedulers
+    `callback` is called with an `Update` after each one. `seed` is for random growth and for which
+    positions of learned permutations an update looks at; `learned` has their settings. Steps that
+    the optimizer skips (as `torch.amp.GradScaler` does on overflow) do not count. "dynadiag" gives
+    its scores a parameter group of their own in the optimizer, so build learning-rate schedulers
     afterwards; so do soft permutations, for which `soft` has the settings: they are projected after
     every optimizer step, cost what `penalty()` says, and are hardened by a few of the updates.
 
