@@ -67,3 +67,16 @@ def test_two_ranks_do_what_one_rank_with_the_whole_batch_does(two, case):
     together, alone = two[0][str(case)], worker.train(case)
     assert together["topologies"] == alone["topologies"]
     torch.testing.assert_close(together["state"], alone["state"], rtol=1e-9, atol=1e-11)
+
+
+def test_ranks_with_other_units_are_all_told(two):
+    for rank in two:
+        error, _ = rank["told of units"]
+        assert error.startswith("step 1: rank 1 has other units or another permutation than rank 0")
+
+
+def test_ranks_with_other_values_are_warned(two):
+    for rank in two:
+        error, warnings = rank["told of values"]
+        assert not error
+        assert warnings[0].startswith("step 1: rank 1 has other values than rank 0 in ")

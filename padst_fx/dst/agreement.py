@@ -147,7 +147,7 @@ def check_alike(
     first = gathered[0].tolist()
     for rank, other in enumerate(gathered):
         if (found := other.tolist()) != first:
-            _compare([name for name, _ in layers], rank, found, first)
+            _compare([name or "the layer" for name, _ in layers], rank, found, first)
 
 
 def _compare(names: list[str], rank: int, found: list[int], first: list[int]) -> None:

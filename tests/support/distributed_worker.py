@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -18,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
@@ -85,6 +86,7 @@ VARIANTS = [
     Case("ddp, static graph, accumulation", "diag", "dynadiag"),
     Case("ddp, rank 0 alone reaches a layer", "nm", "rigl"),
     Case("ddp, rank 0 alone reaches a layer", "diag", "dynadiag", "learned"),
+    Case("ddp, compiled", "diag", "rigl", "learned"),
     Case("fsdp, accumulation", "block", "rigl_exact", "learned"),
     Case("fsdp, kept unsharded", "diag", "mest", "learned"),
     Case("fsdp, activation checkpointing", "nm", "rigl"),
@@ -145,11 +147,12 @@ def make(case: Case, rank: int) -> nn.Module:
 def wrap(case: Case, model: nn.Module) -> nn.Module:
     """The model as the case's ranks run it."""
     if case.wrapper.startswith("ddp"):
-        return DistributedDataParallel(
+        run = DistributedDataParallel(
             model,
             static_graph="static" in case.wrapper,
             find_unused_parameters="reaches" in case.wrapper,
         )
+        return torch.compile(run, backend="aot_eager") if "compiled" in case.wrapper else run
     settings: dict[str, Any] = {
         "mesh": init_device_mesh("cpu", (dist.get_world_size(),)),
         "reshard_after_forward": "unsharded" not in case.wrapper,
@@ -188,7 +191,7 @@ def backward(case: Case, run: nn.Module, dst: DST, step: int, rank: int, world: 
         first_of_static = "static" in case.wrapper and step == 1
         if isinstance(run, DistributedDataParallel) and not last and not first_of_static:
             silent = run.no_sync()
-        elif world > 1 and not isinstance(run, DistributedDataParallel):
+        elif isinstance(run, FSDPModule):
             run.set_requires_gradient_sync(last)
         with silent:
             loss = nn.functional.mse_loss(run(x).to(y.dtype), y) + dst.penalty()
@@ -275,11 +278,34 @@ def train(case: Case, rank: int = 0, world: int = 1) -> dict[str, Any]:
     }
 
 
+def told(seed: int, value: float) -> tuple[str, list[str]]:
+    """What a rank is told that trains a model of its own, unwrapped: an error, and warnings."""
+    torch.manual_seed(seed)
+    model = padst_fx.sparsify(nn.Linear(FEATURES, HIDDEN), "diag", 0.75, permutation="random")
+    nn.init.constant_(model.values, value)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    dst = DST(model, optimizer, "set", delta_t=1)
+    warnings: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: warnings.append(record.getMessage())
+    logging.getLogger("padst_fx").addHandler(handler)
+    optimizer.step()
+    try:
+        dst.step()
+    except RuntimeError as error:
+        return str(error), warnings
+    finally:
+        logging.getLogger("padst_fx").removeHandler(handler)
+    return "", warnings
+
+
 def main() -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
     seen = {str(case): train(case, rank, world) for case in CASES}
+    seen["told of units"] = told(seed=rank, value=1.0)
+    seen["told of values"] = told(seed=0, value=float(rank))
     torch.save(seen, Path(sys.argv[1]) / f"{rank}.pt")
     dist.destroy_process_group()
 
