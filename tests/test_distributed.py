@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import distributed_worker as worker
 import pytest
 import torch
-
-FOLDER = Path(worker.__file__).parent
-
-
-def torchrun(ranks: int, script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run a worker on so many ranks of one thread each."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={ranks}", str(FOLDER / script), *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+from ranks import torchrun
 
 
 def seen_by(ranks: int, folder: Path) -> list[dict]:
@@ -48,8 +36,9 @@ def check_agreement(ranks, case):
         assert all(torch.equal(other["state"][name], t) for name, t in first["state"].items())
     assert all(rank[str(case)]["in place"] for rank in ranks)
     assert not first["skipped"]
-    updates = steps // worker.DELTA_T
-    assert len(set(first["topologies"])) > updates / 2
+    # Where all scores are equal an update may undo the one before.
+    least = 2 if "ties" in case.wrapper else steps // worker.DELTA_T // 2
+    assert len(set(first["topologies"])) > least
 
 
 @pytest.mark.parametrize("case", worker.CASES, ids=str)

@@ -9,7 +9,7 @@ import pytest
 import resuming_worker as worker
 import torch
 from distributed_worker import Case, Training
-from test_distributed import torchrun
+from ranks import torchrun
 
 import padst_fx
 from padst_fx import CheckpointError

@@ -119,8 +119,8 @@ def test_a_digest_tells_any_two_topologies_apart():
     layer = model("learned", padst_fx.Unstructured())[0]
     digests = {int(agreement.topology_digest(layer))}
     for _ in range(200):
-        first, second = torch.randperm(16)[:2]
-        layer.perm[[first, second]] = layer.perm[[second, first]].clone()
+        pair = torch.randperm(16)[:2]
+        layer.perm[pair] = layer.perm[pair.flip(0)].clone()
         digests.add(int(agreement.topology_digest(layer)))
     for place in range(200):
         layer.index.view(-1)[place] ^= True
