@@ -53,7 +53,7 @@ class Training:
         self.x = torch.randn(TOKENS, FEATURES)
 
     @staticmethod
-    def _wrapped(model: nn.Module, wrapper: str) -> nn.Module:
+    def _wrapped(model: nn.Module, wrapper: str) -> Callable[[torch.Tensor], torch.Tensor]:
         if wrapper == "ddp":
             return DistributedDataParallel(model)
         return fully_shard(model, mesh=init_device_mesh("cpu", (RANKS,)))

@@ -108,7 +108,7 @@ def _check_tensors(folder: Path, model: nn.Module, saved: dict[str, Any]) -> Non
     from torch.distributed import checkpoint
     from torch.distributed.checkpoint.state_dict import get_model_state_dict
 
-    state = get_model_state_dict(model)
+    state: dict[str, Any] = get_model_state_dict(model)
     soft = {name for name in state if name.rpartition(".")[2] == "soft_perm"}
     for name in state.keys() - soft:
         found = saved.get(f"model.{name}")

@@ -1,35 +1,64 @@
-"""Gloo ranks under DDP and FSDP2: one topology, and the one-rank result where that is promised."""
+"""Gloo ranks under DDP and FSDP2: one topology, the one-rank result where that is promised, and
+trainings that are killed or go on with another number of ranks."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import shutil
+import time
 
-import distributed_worker as worker
+import distributed_cases as cases
 import pytest
+import resuming
 import torch
-from ranks import torchrun
+from distributed_cases import Training
+from rank_worker import KILLED_AT, torchrun
+from same import assert_same
+
+import padst_fx
+
+LONGEST_STOP = 30  # seconds
 
 
-def seen_by(ranks: int, folder: Path) -> list[dict]:
-    """What every rank saw, per case."""
-    process = torchrun(ranks, "distributed_worker.py", folder)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where two ranks have trained every case, and one of them was killed in the end."""
+    folder = tmp_path_factory.mktemp("two")
+    for name in ("whole", "cut"):
+        (folder / name).mkdir()
+    process = torchrun(2, "train", folder)
+    assert (folder / "cut" / "killed").is_file(), process.stderr[-3000:]
+    assert process.returncode != 0
+    assert "SIGKILL" in process.stderr
+    assert time.time() - (folder / "cut" / "killed").stat().st_mtime < LONGEST_STOP
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two(folder):
+    """What each of two ranks saw, per case."""
+    return [kept(folder, str(rank)) for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def more(folder, tmp_path_factory):
+    """Where four ranks have trained, and gone on with what two had saved."""
+    more = tmp_path_factory.mktemp("four")
+    for step in range(resuming.EVERY, KILLED_AT, resuming.EVERY):
+        for case in resuming.CASES:
+            path = resuming.checkpoint(folder / "whole", case, step)
+            shutil.copytree(path, more / "more" / path.name)
+    process = torchrun(4, "train", more)
     assert process.returncode == 0, process.stderr[-3000:]
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(ranks)]
+    return more
 
 
-@pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    return seen_by(2, tmp_path_factory.mktemp("two"))
-
-
-@pytest.fixture(scope="module")
-def four(tmp_path_factory):
-    return seen_by(4, tmp_path_factory.mktemp("four"))
+def kept(folder, name):
+    return torch.load(folder / f"{name}.pt", weights_only=True)
 
 
 def check_agreement(ranks, case):
     first, *others = (rank[str(case)] for rank in ranks)
-    steps = worker.STEPS if case in worker.BASIC else worker.VARIANT_STEPS
+    steps = cases.STEPS if case in cases.BASIC else cases.VARIANT_STEPS
     assert len(first["topologies"]) == steps + 1
     for other in others:
         assert other["topologies"] == first["topologies"]
@@ -37,23 +66,23 @@ def check_agreement(ranks, case):
     assert all(rank[str(case)]["in place"] for rank in ranks)
     assert not first["skipped"]
     # Where all scores are equal an update may undo the one before.
-    least = 2 if "ties" in case.wrapper else steps // worker.DELTA_T // 2
+    least = 2 if "ties" in case.wrapper else steps // cases.DELTA_T // 2
     assert len(set(first["topologies"])) > least
 
 
-@pytest.mark.parametrize("case", worker.CASES, ids=str)
+@pytest.mark.parametrize("case", cases.CASES, ids=str)
 def test_two_ranks_agree_after_every_step(two, case):
     check_agreement(two, case)
 
 
-@pytest.mark.parametrize("case", worker.BASIC, ids=str)
-def test_four_ranks_agree_after_every_step(four, case):
-    check_agreement(four, case)
+@pytest.mark.parametrize("case", cases.FOUR, ids=str)
+def test_four_ranks_agree_after_every_step(more, case):
+    check_agreement([kept(more, str(rank)) for rank in range(4)], case)
 
 
-@pytest.mark.parametrize("case", worker.LIKE_ONE, ids=str)
+@pytest.mark.parametrize("case", cases.LIKE_ONE, ids=str)
 def test_two_ranks_do_what_one_rank_with_the_whole_batch_does(two, case):
-    together, alone = two[0][str(case)], worker.train(case)
+    together, alone = two[0][str(case)], cases.train(case)
     assert together["topologies"] == alone["topologies"]
     torch.testing.assert_close(together["state"], alone["state"], rtol=1e-9, atol=1e-11)
 
@@ -68,4 +97,29 @@ def test_ranks_with_other_values_are_warned(two):
     for rank in two:
         error, warnings = rank["told of values"]
         assert not error
-        assert warnings[0].startswith("step 1: rank 1 has other values than rank 0 in ")
+        assert warnings[0].startswith("step 1: rank 1 has other values than rank 0 in 0; ")
+
+
+def test_what_was_cut_goes_on_bit_for_bit(folder):
+    cut, whole = folder / "cut", folder / "whole"
+    assert resuming.newest(cut) == KILLED_AT // resuming.EVERY * resuming.EVERY
+    process = torchrun(2, "resume", cut)
+    assert process.returncode == 0, process.stderr[-3000:]
+    for rank in range(2):
+        assert_same(kept(cut, f"end on {rank} of 2"), kept(whole, f"end on {rank} of 2"))
+
+
+def test_four_ranks_go_on_from_two(folder, more):
+    saved = kept(folder / "whole", "step 8 on 0 of 2")
+    for rank in range(4):
+        assert_same(kept(more / "more", f"loaded by {rank} of 4"), saved)
+        end = kept(more / "more", f"end on {rank} of 4")
+        assert_same(end, kept(more / "more", "end on 0 of 4"))
+
+
+@pytest.mark.parametrize("case", resuming.CASES, ids=str)
+def test_one_process_goes_on_from_four(more, case):
+    training = Training(case)
+    path = resuming.checkpoint(more / "more", case, 12)
+    padst_fx.load_sharded(path, training.model, training.optimizer, training.dst)
+    assert_same(training.everything(), kept(more / "more", "step 12 on 0 of 4")[str(case)])

@@ -1,81 +1,16 @@
-"""Trainings on several ranks that are saved, killed, and gone on with."""
+"""`save_sharded` and `load_sharded` in one process: round trips, and what is refused.
+
+On several ranks: `tests/test_distributed.py`.
+"""
 
 from __future__ import annotations
 
-import shutil
-import time
-
 import pytest
-import resuming_worker as worker
-import torch
-from distributed_worker import Case, Training
-from ranks import torchrun
+from distributed_cases import Case, Training
+from same import assert_same
 
 import padst_fx
 from padst_fx import CheckpointError
-
-LONGEST_STOP = 30  # seconds
-
-
-def assert_same(found, expected):
-    """Equal bit for bit, through dicts and lists."""
-    assert type(found) is type(expected)
-    if isinstance(expected, dict):
-        assert found.keys() == expected.keys()
-        for key in expected:
-            assert_same(found[key], expected[key])
-    elif isinstance(expected, torch.Tensor):
-        assert found.dtype == expected.dtype
-        assert torch.equal(found, expected)
-    else:
-        assert found == expected
-
-
-def run(folder, ranks, *arguments):
-    process = torchrun(ranks, "resuming_worker.py", folder, *arguments)
-    assert process.returncode == 0, process.stderr[-3000:]
-
-
-def kept(folder, name):
-    return torch.load(folder / f"{name}.pt", weights_only=True)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """The folder of a training of two ranks that nothing happened to."""
-    folder = tmp_path_factory.mktemp("whole")
-    run(folder, 2)
-    return folder
-
-
-def test_a_killed_rank_stops_the_others_and_a_restart_goes_on_bit_for_bit(whole, tmp_path):
-    process = torchrun(2, "resuming_worker.py", tmp_path, 10)
-    stopped = time.time()
-    assert process.returncode != 0
-    assert "SIGKILL" in process.stderr
-    assert worker.newest(tmp_path) == 8
-    assert stopped - (tmp_path / "killed").stat().st_mtime < LONGEST_STOP
-    run(tmp_path, 2)
-    for rank in range(2):
-        name = f"end on {rank} of 2"
-        assert_same(kept(tmp_path, name), kept(whole, name))
-
-
-def test_four_ranks_go_on_from_two_and_one_from_four(whole, tmp_path):
-    for step in range(worker.EVERY, 9, worker.EVERY):
-        for case in worker.CASES:
-            path = worker.checkpoint(whole, case, step)
-            shutil.copytree(path, tmp_path / path.name)
-    run(tmp_path, 4)
-    saved = kept(whole, "step 8 on 0 of 2")
-    for rank in range(4):
-        assert_same(kept(tmp_path, f"loaded by {rank} of 4"), saved)
-        assert_same(kept(tmp_path, f"end on {rank} of 4"), kept(tmp_path, "end on 0 of 4"))
-    for case in worker.CASES:
-        training = Training(case)
-        path = worker.checkpoint(tmp_path, case, 12)
-        padst_fx.load_sharded(path, training.model, training.optimizer, training.dst)
-        assert_same(training.everything(), kept(tmp_path, "step 12 on 0 of 4")[str(case)])
 
 
 @pytest.fixture

@@ -1,19 +1,14 @@
-"""One rank of the tests of sharded checkpoints.
-
-`torchrun resuming_worker.py FOLDER [KILLED_AT]` trains to the end, going on from the newest
-complete checkpoint in the folder. At the step KILLED_AT the last rank kills itself.
-"""
+"""Trainings that save sharded checkpoints, are killed, and go on from the newest one."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from distributed_worker import Case, Training
+from distributed_cases import Case, Training
 
 import padst_fx
 
@@ -40,7 +35,11 @@ def newest(folder: Path) -> int:
     return max(done, default=0)
 
 
-def run(folder: Path, killed_at: int | None) -> None:
+def run(folder: Path, killed_at: int | None = None) -> None:
+    """Train to the end, from the newest checkpoint in the folder if there is one.
+
+    At the step `killed_at` the last rank kills itself.
+    """
     rank, world = dist.get_rank(), dist.get_world_size()
     trainings = [Training(case, rank, world) for case in CASES]
     start = newest(folder)
@@ -66,14 +65,3 @@ def run(folder: Path, killed_at: int | None) -> None:
 
 def keep(path: Path, trainings: list[Training]) -> None:
     torch.save({str(t.case): t.everything() for t in trainings}, path)
-
-
-def main() -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    run(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else None)
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,18 +1,13 @@
-"""One rank of the distributed tests: trains every case and writes what it saw.
-
-`torchrun distributed_worker.py FOLDER` writes `FOLDER/<rank>.pt`.
-"""
+"""What the distributed tests train: ways of wrapping, structures, methods and permutations."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import logging
-import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -77,6 +72,8 @@ MORE_METHODS = [
     ("block", "rigl", "soft"),
 ]
 BASIC = [Case(wrapper, *method) for wrapper in ("ddp", "fsdp") for method in METHODS]
+# Four ranks train every method too, some wrapped in one way and some in the other.
+FOUR = [Case(("ddp", "fsdp")[place % 2], *method) for place, method in enumerate(METHODS)]
 VARIANTS = [
     *(Case("ddp", *method) for method in MORE_METHODS),
     Case("fsdp", "nm", "rigl"),
@@ -281,8 +278,9 @@ def train(case: Case, rank: int = 0, world: int = 1) -> dict[str, Any]:
 def told(seed: int, value: float) -> tuple[str, list[str]]:
     """What a rank is told that trains a model of its own, unwrapped: an error, and warnings."""
     torch.manual_seed(seed)
-    model = padst_fx.sparsify(nn.Linear(FEATURES, HIDDEN), "diag", 0.75, permutation="random")
-    nn.init.constant_(model.values, value)
+    model = nn.Sequential(nn.Linear(FEATURES, HIDDEN))
+    padst_fx.sparsify(model, "diag", 0.75, permutation="random")
+    nn.init.constant_(model[0].values, value)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     dst = DST(model, optimizer, "set", delta_t=1)
     warnings: list[str] = []
@@ -297,18 +295,3 @@ def told(seed: int, value: float) -> tuple[str, list[str]]:
     finally:
         logging.getLogger("padst_fx").removeHandler(handler)
     return "", warnings
-
-
-def main() -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    rank, world = dist.get_rank(), dist.get_world_size()
-    seen = {str(case): train(case, rank, world) for case in CASES}
-    seen["told of units"] = told(seed=rank, value=1.0)
-    seen["told of values"] = told(seed=0, value=float(rank))
-    torch.save(seen, Path(sys.argv[1]) / f"{rank}.pt")
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()
