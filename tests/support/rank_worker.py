@@ -1,7 +1,7 @@
 """One rank of the distributed tests, and how they start several.
 
-`torchrun rank_worker.py train FOLDER` trains the cases and writes `FOLDER/<rank>.pt`; two ranks then
-train in `FOLDER/whole`, and in `FOLDER/cut` until one of them kills itself; four go on in `FOLDER/more`.
+`torchrun rank_worker.py train FOLDER` trains the cases and writes `FOLDER/<rank>.pt`; two ranks
+then train in `FOLDER/whole`, and in `FOLDER/cut` till one kills itself; four in `FOLDER/more`.
 `torchrun rank_worker.py resume FOLDER` goes on with what was cut.
 """
 
