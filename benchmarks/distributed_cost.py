@@ -53,10 +53,11 @@ class Training:
         self.x = torch.randn(TOKENS, FEATURES)
 
     @staticmethod
-    def _wrapped(model: nn.Module, wrapper: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    def _wrapped(model: nn.Module, wrapper: str) -> nn.Module:
         if wrapper == "ddp":
             return DistributedDataParallel(model)
-        return fully_shard(model, mesh=init_device_mesh("cpu", (RANKS,)))
+        fully_shard(model, mesh=init_device_mesh("cpu", (RANKS,)))
+        return model
 
     def train(self) -> None:
         """All of a step but DST's."""

@@ -59,15 +59,16 @@ def kept(folder, name):
 def check_agreement(ranks, case):
     first, *others = (rank[str(case)] for rank in ranks)
     steps = cases.STEPS if case in cases.BASIC else cases.VARIANT_STEPS
-    assert len(first["topologies"]) == steps + 1
+    assert len(first["topologies"]) == steps
     for other in others:
         assert other["topologies"] == first["topologies"]
+        assert other["soft"] == first["soft"]
         assert all(torch.equal(other["state"][name], t) for name, t in first["state"].items())
     assert all(rank[str(case)]["in place"] for rank in ranks)
     assert not first["skipped"]
     # Where all scores are equal an update may undo the one before.
     least = 2 if "ties" in case.wrapper else steps // cases.DELTA_T // 2
-    assert len(set(first["topologies"])) > least
+    assert len(set(first["topologies"])) >= least
 
 
 @pytest.mark.parametrize("case", cases.CASES, ids=str)
