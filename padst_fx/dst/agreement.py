@@ -92,16 +92,16 @@ def _average_alike(
     parameters: Sequence[nn.Parameter], group: dist.ProcessGroup | None, size: int
 ) -> None:
     lengths = [parameter.numel() for parameter in parameters]
-    present = [float(parameter.grad is not None) for parameter in parameters]
+    present = [parameter.grad is not None for parameter in parameters]
     parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    flags = parts[0].new_tensor(present)
+    flags = parts[0].new_tensor([float(here) for here in present])
     flat = torch.cat([flags, *(part.detach().reshape(-1) for part in parts)])
     dist.all_reduce(flat, group=group)
-    anywhere, averages = flat[: len(parameters)].tolist(), flat[len(parameters) :] / size
-    for parameter, known, average in zip(
-        parameters, anywhere, averages.split(lengths), strict=True
-    ):
-        if not known:
+    # Only a rank that lacks a gradient has to wait for the answer whether another has one.
+    known = present if all(present) else flat[: len(parameters)].bool().tolist()
+    averages = (flat[len(parameters) :] / size).split(lengths)
+    for parameter, somewhere, average in zip(parameters, known, averages, strict=True):
+        if not somewhere:
             continue
         if parameter.grad is None:
             parameter.grad = torch.empty_like(parameter)

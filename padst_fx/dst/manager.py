@@ -296,6 +296,7 @@ class DST:
         self._optimizer_stepped = True
         self.hardening.project()
         if self.method.needs_gradient and self._due(self.steps + 1):
+            self._shard()
             for state in self.states:
                 state.capture_gradient(getattr(self.optimizer, "grad_scale", None))
 

@@ -294,9 +294,10 @@ class SparseLinear(nn.Module):
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """As every module's; refuses what tensor parallelism would put in a parameter's place.
 
-        `fully_shard` does not come this way. Raises `ValueError`.
+        `fully_shard` does not come this way, and loading into what it has sharded may. Raises
+        `ValueError`.
         """
-        if is_sharded(param):
+        if is_sharded(param) and not is_sharded(self._parameters.get(name)):
             raise ValueError(
                 f"{name} of a SparseLinear cannot be distributed: tensor parallelism of sparse "
                 "layers is not supported. Keep them out of the parallelize plan; fully_shard and "
