@@ -29,7 +29,7 @@ from benchmarks import results_file
 from padst_fx.dst import agreement
 from padst_fx.tables import render
 
-RANKS, FEATURES, HIDDEN, TOKENS, BLOCKS = 2, 384, 1536, 788, 4
+RANKS, FEATURES, HIDDEN, TOKENS, BLOCKS = 2, 384, 1536, 788, 3
 WARMUP, ROUNDS = 3, 20
 EVERY = 100  # steps between two updates, as DST does by default
 CASES = [("ddp", "set"), ("ddp", "rigl"), ("ddp", "rigl_exact"), ("ddp", "dynadiag"),
@@ -37,9 +37,11 @@ CASES = [("ddp", "set"), ("ddp", "rigl"), ("ddp", "rigl_exact"), ("ddp", "dynadi
 
 
 class Training:
-    """A model that updates at every step, with all ranks or for itself."""
+    """A model that updates every so many steps, with all ranks or for itself."""
 
-    def __init__(self, wrapper: str, method: str, group: dist.ProcessGroup | None) -> None:
+    def __init__(
+        self, wrapper: str, method: str, delta_t: int, group: dist.ProcessGroup | None = None
+    ) -> None:
         torch.manual_seed(0)
         layers: list[nn.Module] = []
         for _ in range(BLOCKS):
@@ -48,7 +50,7 @@ class Training:
         self.model, self.run = model, self._wrapped(model, wrapper)
         self.optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
         self.dst = padst_fx.DST(
-            model, self.optimizer, method, delta_t=1, t_end=10**7, process_group=group
+            model, self.optimizer, method, delta_t, t_end=10**7, process_group=group
         )
         self.x = torch.randn(TOKENS, FEATURES)
 
@@ -76,12 +78,15 @@ def timed(function: Callable[[], object]) -> float:
 
 def measure(wrapper: str, method: str, alone: dist.ProcessGroup) -> dict[str, Any]:
     """One row: medians in milliseconds, and what agreeing costs of a training's steps."""
-    together, single = Training(wrapper, method, None), Training("ddp", method, alone)
+    plain, together = Training(wrapper, method, 10**6), Training(wrapper, method, 1)
+    single = Training("ddp", method, 1, alone)
     layers = [m for m in together.model.modules() if isinstance(m, padst_fx.SparseLinear)]
     alphas = [layer.alpha for layer in layers if layer.alpha is not None]
     times: dict[str, list[float]] = {"step": [], "together": [], "alone": [], "every": []}
     for _ in range(WARMUP + ROUNDS):
-        times["step"].append(timed(together.train))
+        times["step"].append(timed(plain.train))
+        plain.dst.step()
+        together.train()
         times["together"].append(timed(together.dst.step))
         single.train()
         times["alone"].append(timed(single.dst.step))
