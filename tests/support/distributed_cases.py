@@ -51,18 +51,18 @@ class Case:
         return f"{self.wrapper}, {self.structure}, {self.method}, {self.permutation}"
 
 
-# One case for every method and kind of permutation.
+# Every method and every kind of permutation that moves.
 METHODS = [
-    ("diag", "set"),
+    ("diag", "set", "soft"),
     ("block", "rigl"),
     ("nm", "rigl_exact"),
-    ("unstructured", "mest"),
-    ("diag", "dynadiag"),
     ("block", "mest", "learned"),
-    ("unstructured", "rigl", "learned"),
-    ("diag", "set", "soft"),
+    ("diag", "dynadiag"),
 ]
 MORE_METHODS = [
+    ("diag", "set"),
+    ("unstructured", "mest"),
+    ("unstructured", "rigl", "learned"),
     ("wide diag", "rigl_exact"),
     ("diag", "rigl"),
     ("nm", "rigl"),
@@ -77,8 +77,8 @@ SHARDED_ON_FOUR = [("nm", "rigl_exact"), ("block", "mest", "learned")]
 FOUR = [Case("fsdp" if method in SHARDED_ON_FOUR else "ddp", *method) for method in METHODS]
 VARIANTS = [
     *(Case("ddp", *method) for method in MORE_METHODS),
-    Case("fsdp", "nm", "rigl"),
-    Case("fsdp", "diag", "dynadiag", "learned"),
+    Case("fsdp", "unstructured", "mest"),
+    Case("fsdp", "diag", "set"),
     Case("ddp, static graph, accumulation", "diag", "mest", "learned"),
     Case("ddp, static graph, accumulation", "block", "rigl_exact"),
     Case("ddp, static graph, accumulation", "diag", "dynadiag"),
