@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 OUTPUT ?= build/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types sanitize gpu bench clean
+.PHONY: help demo test lint types sanitize gpu bench soak clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ gpu: $(STAMP)  ## where CUDA is: the GPU tests, then tiles and timings of that G
 
 bench: $(STAMP)  ## all benchmarks; writes benchmarks/results and the cost model's measurements
 	$(BIN)/python -m benchmarks --record-costs
+
+soak: $(STAMP)  ## 20,000 steps with an update every 10: memory, graphs, counts; minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.soak
 
 # Threads of OpenMP are opaque to the race detector, so that build starts its own.
 SANITIZED := $(CXX) -std=c++17 -O1 -g -march=native -fno-math-errno -fno-sanitize-recover=all \

@@ -23,9 +23,13 @@ from benchmarks import (
     machine,
     memory,
     models,
+    onnx_runtime,
+    permutation_accuracy,
+    permutation_cost,
     permutation_search,
     post_training,
     results_file,
+    shared_reads,
     training,
     updates,
 )
@@ -38,14 +42,18 @@ TABLES: dict[str, Callable[[Settings], Table]] = {
     "kernels-bf16": kernels.run_bfloat16,
     "models": models.run,
     "frozen": frozen.run,
+    "onnx": onnx_runtime.run,
     "training": training.run,
     "updates": updates.run,
     "memory": memory.run,
     "cold-start": cold_start.run,
+    "permutation-accuracy": permutation_accuracy.run,
+    "permutation-cost": permutation_cost.run,
     "permutation-search": permutation_search.run,
     "post-training": post_training.run,
+    "shared-reads": shared_reads.run,
 }
-QUICK_FOLDER = Path("build/benchmarks")
+PARTIAL_FOLDER = Path("build/benchmarks")
 QUICK_ROUNDS, ROUNDS = 5, 20
 
 
@@ -58,11 +66,15 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("tables", nargs="*", metavar="table", help=f"any of {', '.join(TABLES)}")
     parser.add_argument(
-        "--quick", action="store_true", help=f"less of everything, into {QUICK_FOLDER}; 3 minutes"
+        "--quick", action="store_true", help=f"less of everything, into {PARTIAL_FOLDER}; 3 minutes"
     )
     parser.add_argument("--rounds", type=int, help=f"default {ROUNDS}, with --quick {QUICK_ROUNDS}")
     parser.add_argument(
-        "--only", action="append", default=[], metavar="STRUCTURE", help="as in the tables; repeat"
+        "--only",
+        action="append",
+        default=[],
+        metavar="STRUCTURE",
+        help=f"as in the tables; repeat; into {PARTIAL_FOLDER}",
     )
     parser.add_argument("--output", type=Path, help=f"default {results_file.RESULTS}")
     parser.add_argument(
@@ -89,7 +101,8 @@ def main() -> int:
     asked = arguments()
     rounds = asked.rounds or (QUICK_ROUNDS if asked.quick else ROUNDS)
     settings = Settings(asked.quick, rounds, tuple(asked.only))
-    folder = asked.output or (QUICK_FOLDER if asked.quick else results_file.RESULTS)
+    partial = asked.quick or asked.only
+    folder = asked.output or (PARTIAL_FOLDER if partial else results_file.RESULTS)
     # Inductor's worker processes go on for a while and would take cores from what is timed.
     inductor.compile_threads = 1
     print(", ".join(f"{key} {value}" for key, value in machine.describe().items() if value))

@@ -24,7 +24,6 @@ from padst_fx.kernels.native.build import CACHE_VARIABLE
 
 MOST_ROUNDS, QUICK_ROUNDS = 5, 1
 COMPILED = ("Diag()", "Diag(width=16)", "Block(16)", "NM(1, 10, tile=16)")
-QUICK_COMPILED = ("Diag()",)
 
 IMPORT = """
 import time, torch
@@ -81,10 +80,10 @@ def _folders(caches: Path, kernels: Path | None) -> Mapping[str, str]:
 def measure(settings: Settings) -> dict[tuple[str, str], list[float]]:
     """Seconds by (what, model), one number a round; the models take turns.
 
-    `quick` builds nothing: it takes the kernels that are there. A round takes minutes, so there
-    are `MOST_ROUNDS` of them at most.
+    `quick` builds nothing, as the kernels are there, and compiles only what is asked for. A round
+    takes minutes, so there are `MOST_ROUNDS` of them at most.
     """
-    models = settings.only or (QUICK_COMPILED if settings.quick else COMPILED)
+    models = settings.choose(COMPILED, ())
     times: dict[tuple[str, str], list[float]] = {}
     for _ in range(QUICK_ROUNDS if settings.quick else min(settings.rounds, MOST_ROUNDS)):
         with tempfile.TemporaryDirectory() as name:
@@ -102,7 +101,7 @@ def _scripts(models: Sequence[str], settings: Settings) -> Iterator[tuple[str, s
     if not settings.quick:
         yield "first call of an op: build and load", "", FIRST_CALL
     yield "first call of an op, later: load", "", FIRST_CALL
-    for model in (DENSE, *models):
+    for model in (DENSE, *models) if models else ():
         script = COMPILE.format(name=model, layers=settings.layers)
         yield "first compile of ViT-B/16", model, script
 

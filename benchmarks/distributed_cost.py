@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import padst_fx
 from benchmarks import results_file
-from padst_fx.dst import agreement
+from padst_fx.dst.gradient_average import average_gradients
 from padst_fx.tables import render
 
 RANKS, FEATURES, HIDDEN, TOKENS, BLOCKS = 2, 384, 1536, 788, 3
@@ -92,7 +92,7 @@ def measure(wrapper: str, method: str, alone: dist.ProcessGroup) -> dict[str, An
         times["alone"].append(timed(single.dst.step))
         for alpha in alphas:
             alpha.grad = torch.zeros_like(alpha)
-        times["every"].append(timed(lambda: agreement.average_gradients(alphas, None)))
+        times["every"].append(timed(lambda: average_gradients(alphas, None)))
     medians = {name: 1e3 * median(values[WARMUP:]) for name, values in times.items()}
     added = (medians["together"] - medians["alone"]) / EVERY + medians["every"]
     return {

@@ -25,9 +25,9 @@ from benchmarks.structures import SPARSITY, STRUCTURES
 from benchmarks.table import Row, Table, noise_note, ratio_cell
 
 NAMES = ("Diag()", "Diag(width=16)", "Block(16)", "NM(1, 10)")
-QUICK_NAMES = ("Diag()", "NM(1, 10)")
+QUICK_NAMES, QUICK_WORKLOADS = ("Diag()",), 1
 PROMPT = 64
-BATCHES = (1, 16)
+BATCHES, QUICK_BATCHES = (1, 16), (1,)
 LAYERS = 4  # compiling twelve takes longer than measuring them, and each layer is like the next
 
 
@@ -96,12 +96,13 @@ def _contestant(
 
 @torch.no_grad()
 def run(settings: Settings) -> Table:
-    """Measure both models."""
+    """Measure both models; the first one with `--quick`."""
     names = settings.choose(NAMES, QUICK_NAMES)
     rows: list[Row] = []
     layers = min(settings.layers, LAYERS)
-    for workload in workloads(layers):
-        for batch in BATCHES:
+    measured = QUICK_WORKLOADS if settings.quick else None
+    for workload in workloads(layers)[:measured]:
+        for batch in QUICK_BATCHES if settings.quick else BATCHES:
             dense, argument = workload.build().eval(), workload.argument(batch)
             found = list(contestants(dense, argument, names))
             facts = {"workload": workload.name, "layers": layers, "batch": batch}

@@ -25,6 +25,8 @@ from benchmarks.table import Row, Table, noise_note, ratio_cell
 
 DECODE_AFTER = 256
 PREFILL = 512
+# The first workloads: a prefill is as much like images as like decoding.
+QUICK_WORKLOADS = 2
 # Of the largest logit, for a compiled model against the dense eager one that does the same.
 TOLERANCE = 1e-4
 
@@ -157,10 +159,11 @@ def error_share(expected: Tensor, call: Callable[[], Tensor]) -> float:
 
 @torch.no_grad()
 def run(settings: Settings) -> Table:
-    """Measure every workload."""
+    """Measure every workload; the first two with `--quick`."""
     names = settings.choose(MODELS, QUICK_MODELS)
     rows: list[Row] = []
-    for workload in workloads(settings.layers):
+    measured = QUICK_WORKLOADS if settings.quick else None
+    for workload in workloads(settings.layers)[:measured]:
         entries = list(contestants(workload, names, settings))
         rows += measure(entries, settings.rounds, {"workload": workload.name})
         torch.compiler.reset()

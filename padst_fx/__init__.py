@@ -14,6 +14,8 @@ import padst_fx.ops  # noqa: F401  (registers the ops)
 if TYPE_CHECKING:
     from padst_fx.checkpoint import CheckpointError, load, save
     from padst_fx.dst import DST, LearnedPermutation, SoftPermutation
+    from padst_fx.export.aoti import export_aoti
+    from padst_fx.export.onnx import export_onnx
     from padst_fx.freezing import explain, freeze
     from padst_fx.layers import SparseLinear
     from padst_fx.planning import Plan, plan
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from padst_fx.sharding import replicated_parameters
     from padst_fx.structures import NM, Block, Diag, Structure, StructureError, Unstructured
     from padst_fx.surgery import densify, sparsify
+    from padst_fx.training_checkpoint import load_training, save_training
 
 _HOMES = {
     "CheckpointError": "checkpoint",
@@ -31,7 +34,9 @@ _HOMES = {
     "DST": "dst",
     "LearnedPermutation": "dst",
     "SoftPermutation": "dst",
+    "export_aoti": "export.aoti",
     "explain": "freezing",
+    "export_onnx": "export.onnx",
     "freeze": "freezing",
     "SparseLinear": "layers",
     "Plan": "planning",
@@ -50,6 +55,8 @@ _HOMES = {
     "save_sharded": "sharded_checkpoint",
     "replicated_parameters": "sharding",
     "summary": "report",
+    "load_training": "training_checkpoint",
+    "save_training": "training_checkpoint",
 }
 
 __all__ = [
@@ -68,14 +75,18 @@ __all__ = [
     "Unstructured",
     "densify",
     "explain",
+    "export_aoti",
+    "export_onnx",
     "find_projections",
     "freeze",
     "load",
     "load_sharded",
+    "load_training",
     "plan",
     "replicated_parameters",
     "save",
     "save_sharded",
+    "save_training",
     "sparsify",
     "summary",
 ]

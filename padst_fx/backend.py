@@ -144,7 +144,7 @@ def _compile(
 ) -> Callable[..., Any]:
     if settings.inner == "eager":
         return gm.forward
-    manager = _pass_manager(settings)
+    manager = pass_manager(settings)
     back_half = _compile_inductor if settings.inner == "inductor" else _compile_aot_eager
     compiled = back_half(gm, example_inputs, settings, manager)
     if not manager.reports:
@@ -152,7 +152,8 @@ def _compile(
     return compiled
 
 
-def _pass_manager(settings: Settings) -> PassManager:
+def pass_manager(settings: Settings) -> PassManager:
+    """The passes that the settings ask for, for one compile."""
     from padst_fx.passes import PassManager, build_joint_pipeline, build_pipeline
 
     disabled = [name for name, on in settings.fusions.items() if not on]
@@ -168,18 +169,25 @@ def _pass_manager(settings: Settings) -> PassManager:
 def _compile_inductor(
     gm: torch.fx.GraphModule, example_inputs: list[Any], settings: Settings, manager: PassManager
 ) -> Callable[..., Any]:
-    from torch._inductor import config
     from torch._inductor.async_compile import maybe_warm_pool
     from torch._inductor.compile_fx import compile_fx
 
+    maybe_warm_pool()
+    patches = inductor_patches(settings, manager)
+    return compile_fx(gm, example_inputs, config_patches=patches)  # type: ignore[return-value]
+
+
+def inductor_patches(settings: Settings, manager: PassManager) -> dict[str, Any]:
+    """Inductor's options of a compile with the manager's passes in it."""
+    from torch._inductor import config
+
     from padst_fx.passes.pass_manager import JointPasses
 
-    maybe_warm_pool()
     patches = dict(settings.inductor)
     ours = {"joint_custom_pre_pass": JointPasses(manager), "post_grad_custom_pre_pass": manager}
     for key, own in ours.items():
         patches[key] = _after(settings.inductor.get(key, getattr(config, key)), own)
-    return compile_fx(gm, example_inputs, config_patches=patches)  # type: ignore[return-value]
+    return patches
 
 
 def _after(users: Any, own: CustomGraphPass) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from padst_fx.checkpoint_file import CheckpointError, read, write
+from padst_fx.checkpoint_header import check_header
 from padst_fx.compiled import plain_name, uncompiled
 from padst_fx.layers.attention import MultiheadAttention
 from padst_fx.layers.dense import DenseForm
 from padst_fx.layers.linear import SparseLinear
 from padst_fx.sharding import is_sharded
-from padst_fx.structures import StructureError, structure_from_config
+from padst_fx.structures import structure_from_config
 from padst_fx.surgery import swap_modules
 
 __all__ = ["CheckpointError", "load", "save"]
@@ -31,6 +33,31 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     for a model without sparse layers, one on the meta device, one that is sharded over ranks, and
     one with state that is no tensor (`get_extra_state`).
     """
+    header, tensors = content(model)
+    write(Path(path), header, tensors)
+
+
+def load(
+    build_model: Callable[[], nn.Module] | nn.Module, path: str | os.PathLike[str]
+) -> nn.Module:
+    """Rebuild a model saved by `save` or `save_training`.
+
+    `build_model` makes the model as it was before `sparsify` (or is such a model, or one
+    sparsified alike). Returns that model, or the new module where the model itself is replaced
+    by a `SparseLinear` or an attention. Loading executes no code of the file's. Raises
+    `CheckpointError` with the reason for a damaged file, one of another kind or version, one
+    whose structure does not fit the model, which is then left as it was, and a model on the meta
+    device.
+    """
+    header, tensors = read(Path(path))
+    given = build_model if isinstance(build_model, nn.Module) else build_model()
+    fit = Fit.of(given, header, tensors)
+    fit.load()
+    return given if fit.model is uncompiled(given) else fit.model
+
+
+def content(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The header and tensors of a model's file; raises what `save` raises."""
     model = uncompiled(model)
     if name := next((n for n, p in model.named_parameters() if is_sharded(p)), None):
         raise ValueError(
@@ -49,41 +76,50 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         "attentions": [n for n, m in modules.items() if isinstance(m, MultiheadAttention)],
         "shared": shared,
     }
-    write(Path(path), header, tensors)
+    return header, tensors
 
 
-def load(
-    build_model: Callable[[], nn.Module] | nn.Module, path: str | os.PathLike[str]
-) -> nn.Module:
-    """Rebuild a model saved by `save`.
+@dataclass
+class Fit:
+    """A model and the content of a file that fits it: what loading it will change.
 
-    `build_model` makes the model as it was before `sparsify` (or is such a model, or one
-    sparsified alike). Returns that model, or the new module where the model itself is replaced
-    by a `SparseLinear` or an attention. Loading executes no code of the file's. Raises
-    `CheckpointError` with the reason for a damaged file, one of another kind or version, one
-    whose structure does not fit the model, which is then left as it was, and a model on the meta
-    device.
+    `replacements` are new modules by the names of those they replace, `soft` the layers with soft
+    permutations and whether they have a matrix in the file.
     """
-    header, tensors = read(Path(path))
-    given = build_model if isinstance(build_model, nn.Module) else build_model()
-    model = uncompiled(given)
-    if name := _on_meta(model):
-        raise CheckpointError(
-            f"{name} of the model is on the meta device; call model.to_empty(device=...) first"
-        )
-    replacements = _replacements(model, header)
-    for alias, kept in header["shared"].items():
-        tensors[alias] = tensors[kept]
-    expected = _expected_state(model, replacements)
-    _check_state(_as_soft_as(expected, model, _soft_layers(model, header)), tensors)
-    _check_topologies(model, replacements, tensors)
-    if "" in replacements:
-        given = model = replacements.pop("")
-    swap_modules(model, replacements)
-    for layer, soft in _soft_layers(model, header).items():
-        layer.be_soft(soft)
-    model.load_state_dict({name: tensors[plain_name(name)] for name in model.state_dict()})
-    return given
+
+    model: nn.Module
+    replacements: dict[str, nn.Module]
+    soft: dict[SparseLinear, bool]
+    tensors: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, model: nn.Module, header: dict[str, Any], tensors: dict[str, Tensor]) -> Fit:
+        """Check everything; changes nothing. Raises `CheckpointError` for what does not fit."""
+        model = uncompiled(model)
+        if name := _on_meta(model):
+            raise CheckpointError(
+                f"{name} of the model is on the meta device; call model.to_empty(device=...) first"
+            )
+        check_header(header, tensors)
+        replacements = _replacements(model, header)
+        # What belongs to no module starts with a dot.
+        own = {name: tensor for name, tensor in tensors.items() if not name.startswith(".")}
+        own.update({alias: tensors[kept] for alias, kept in header["shared"].items()})
+        soft = _soft_layers(model, header)
+        _check_state(_as_soft_as(_expected_state(model, replacements), model, soft), own)
+        _check_topologies(model, replacements, own)
+        return cls(model, replacements, soft, own)
+
+    def load(self) -> None:
+        """Swap modules and copy tensors; `model` is then the new module where it was replaced."""
+        replacements = dict(self.replacements)
+        if "" in replacements:
+            self.model = replacements.pop("")
+        swap_modules(self.model, replacements)
+        for layer, soft in self.soft.items():
+            layer.be_soft(soft)
+        names = self.model.state_dict()
+        self.model.load_state_dict({name: self.tensors[plain_name(name)] for name in names})
 
 
 def _on_meta(model: nn.Module) -> str | None:
@@ -197,14 +233,14 @@ def _build_layer(name: str, dense: nn.Module, config: dict[str, Any]) -> SparseL
         structure = structure_from_config(config["structure"])
         out_features, in_features = config["shape"]
         pattern = structure.pattern(out_features, in_features, config["active"])
-    except StructureError as error:
+        layer = SparseLinear.from_dense(
+            dense, pattern, permutation=config["permutation"], init="random"
+        )
+        if config["alpha"]:
+            layer.enable_scores()
+    except (TypeError, ValueError) as error:
         raise CheckpointError(f"{_called(name)}: {error}") from error
-    layer = SparseLinear.from_dense(
-        dense, pattern, permutation=config["permutation"], init="random"
-    )
     layer.role = config["role"]
-    if config["alpha"]:
-        layer.enable_scores()
     if layer.permutation == "soft":
         layer.be_soft(config["soft"])
     return layer

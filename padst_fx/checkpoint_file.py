@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from padst_fx.atomic_file import write_whole
 
 FORMAT = "padst_fx"
 VERSION = 1
@@ -21,21 +21,12 @@ class CheckpointError(ValueError):
 
 
 def write(path: Path, header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    """Write beside `path`, with the umask's permissions, and move there when complete."""
+    """Write a file that is there whole or not at all."""
     from safetensors.torch import save as serialize
 
-    metadata = {FORMAT: json.dumps({"version": VERSION, **header}, sort_keys=True)}
-    metadata["checksum"] = _checksum(metadata[FORMAT], tensors)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(serialize(tensors, metadata))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    content = json.dumps({"version": VERSION, **header}, sort_keys=True, allow_nan=False)
+    metadata = {FORMAT: content, "checksum": _checksum(content, tensors)}
+    write_whole(path, serialize(tensors, metadata))
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -54,11 +45,13 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise CheckpointError(f"{path} was not written by padst_fx.save")
     if metadata.get("checksum") != _checksum(metadata[FORMAT], tensors):
         raise CheckpointError(f"{path} is damaged: its checksum does not match its content")
-    header = json.loads(metadata[FORMAT])
-    if header["version"] != VERSION:
-        raise CheckpointError(
-            f"{path} has format version {header['version']}; this package reads {VERSION}"
-        )
+    try:
+        header = json.loads(metadata[FORMAT])
+        version = header["version"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged: its header is no header: {error}") from error
+    if version != VERSION:
+        raise CheckpointError(f"{path} has format version {version}; this package reads {VERSION}")
     return header, tensors
 
 

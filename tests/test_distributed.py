@@ -69,6 +69,7 @@ def check_agreement(ranks, case):
     # Where all scores are equal an update may undo the one before.
     least = 2 if "ties" in case.wrapper else steps // cases.DELTA_T // 2
     assert len(set(first["topologies"])) >= least
+    assert first["moved"] == ("learned" in case.permutation and "ties" not in case.wrapper)
 
 
 @pytest.mark.parametrize("case", cases.CASES, ids=str)
@@ -124,3 +125,13 @@ def test_one_process_goes_on_from_four(more, case):
     path = resuming.checkpoint(more / "more", case, 12)
     padst_fx.load_sharded(path, training.model, training.optimizer, training.dst)
     assert_same(training.everything(), kept(more / "more", "step 12 on 0 of 4")[str(case)])
+
+
+@pytest.mark.parametrize("case", cases.OVERFLOWS, ids=str)
+def test_an_overflow_on_one_rank_skips_the_step_on_both(two, case):
+    first, second = (rank[f"{case}, overflow"] for rank in two)
+    assert_same(second, first)
+    scales, counts = first["scales"], first["counts"]
+    assert scales[cases.OVERFLOW_AT - 1] == scales[cases.OVERFLOW_AT - 2] / 2
+    assert counts[cases.OVERFLOW_AT - 1] == counts[cases.OVERFLOW_AT - 2]
+    assert counts[-1] == cases.VARIANT_STEPS - 1

@@ -1,4 +1,5 @@
-// The gather-GEMM and scatter-GEMM ops on the CPU, as the dispatcher calls them.
+#include "gather_gemm/cpu_ops.h"
+
 #include <torch/library.h>
 
 #include "gather_gemm/cpu.h"
@@ -87,6 +88,8 @@ void check_features(const char* name, const Rows& rows, int64_t features) {
               rows.features);
 }
 
+}  // namespace
+
 Tensor gather_gemm_op(const Tensor& x, const Tensor& values_, const Tensor& index,
                       const Tensor& perm, const Tensor& bias_, int64_t window,
                       c10::string_view activation) {
@@ -108,6 +111,8 @@ Tensor gather_gemm_op(const Tensor& x, const Tensor& values_, const Tensor& inde
   });
   return y;
 }
+
+namespace {
 
 Tensor gather_gemm_input_grad_op(const Tensor& grad, const Tensor& values_, const Tensor& index,
                                  const Tensor& perm, int64_t window, int64_t in_features) {
@@ -151,6 +156,8 @@ Tensor gather_gemm_weight_grad_op(const Tensor& grad, const Tensor& x, const Ten
   return dvalues;
 }
 
+}  // namespace
+
 Tensor scatter_gemm_op(const Tensor& x, const Tensor& values_, const Tensor& index,
                        const Tensor& perm, const Tensor& bias_, int64_t out_features,
                        c10::string_view activation) {
@@ -172,6 +179,8 @@ Tensor scatter_gemm_op(const Tensor& x, const Tensor& values_, const Tensor& ind
   });
   return y;
 }
+
+namespace {
 
 Tensor scatter_gemm_input_grad_op(const Tensor& grad, const Tensor& values_, const Tensor& index,
                                   const Tensor& perm) {
@@ -213,14 +222,15 @@ Tensor scatter_gemm_weight_grad_op(const Tensor& grad, const Tensor& x, const Te
   return dvalues;
 }
 
-TORCH_LIBRARY_IMPL(padst, CPU, library) {
-  library.impl("gather_gemm", gather_gemm_op);
-  library.impl("gather_gemm_input_grad", gather_gemm_input_grad_op);
-  library.impl("gather_gemm_weight_grad", gather_gemm_weight_grad_op);
-  library.impl("scatter_gemm", scatter_gemm_op);
-  library.impl("scatter_gemm_input_grad", scatter_gemm_input_grad_op);
-  library.impl("scatter_gemm_weight_grad", scatter_gemm_weight_grad_op);
+}  // namespace
+
+void register_gather_gemm(torch::Library& cpu) {
+  cpu.impl("gather_gemm", gather_gemm_op);
+  cpu.impl("gather_gemm_input_grad", gather_gemm_input_grad_op);
+  cpu.impl("gather_gemm_weight_grad", gather_gemm_weight_grad_op);
+  cpu.impl("scatter_gemm", scatter_gemm_op);
+  cpu.impl("scatter_gemm_input_grad", scatter_gemm_input_grad_op);
+  cpu.impl("scatter_gemm_weight_grad", scatter_gemm_weight_grad_op);
 }
 
-}  // namespace
 }  // namespace padst

@@ -3,6 +3,8 @@
 //
 // Every op is a product of the three of its family: y = S x, its input gradient and its weight
 // gradient. Each is linear in two operands, so their gradients are products of the family again.
+#include "native/autograd.h"
+
 #include <ATen/TensorOperators.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
@@ -37,14 +39,11 @@ using Product = Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor
 template <class... Integers>
 using Gradient = Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&, Integers...);
 
-// In all families: `extent` is the integer of the product, `group` the G of values [R, E, G, V].
+// A family is its three ops: `extent` is the integer of the product, `group` the G of values
+// [R, E, G, V], and each op of a gradient takes those integers that its family needs.
 struct Shift {
-  static Tensor product(const Tensor& x, const Tensor& values, const Tensor& index,
-                        const Tensor& perm, const Tensor& bias, int64_t extent,
-                        c10::string_view activation) {
-    static const auto call = op<Product>("padst::shift");
-    return call.call(x, values, index, perm, bias, extent, activation);
-  }
+  static constexpr const char* kProduct = "padst::shift";
+
   static Tensor input_grad(const Tensor& grad, const Tensor& values, const Tensor& index,
                            const Tensor& perm, int64_t, int64_t in_features) {
     static const auto call = op<Gradient<int64_t>>("padst::shift_input_grad");
@@ -59,12 +58,8 @@ struct Shift {
 };
 
 struct GatherGemm {
-  static Tensor product(const Tensor& x, const Tensor& values, const Tensor& index,
-                        const Tensor& perm, const Tensor& bias, int64_t extent,
-                        c10::string_view activation) {
-    static const auto call = op<Product>("padst::gather_gemm");
-    return call.call(x, values, index, perm, bias, extent, activation);
-  }
+  static constexpr const char* kProduct = "padst::gather_gemm";
+
   static Tensor input_grad(const Tensor& grad, const Tensor& values, const Tensor& index,
                            const Tensor& perm, int64_t extent, int64_t in_features) {
     static const auto call = op<Gradient<int64_t, int64_t>>("padst::gather_gemm_input_grad");
@@ -81,12 +76,8 @@ struct GatherGemm {
 };
 
 struct ScatterGemm {
-  static Tensor product(const Tensor& x, const Tensor& values, const Tensor& index,
-                        const Tensor& perm, const Tensor& bias, int64_t extent,
-                        c10::string_view activation) {
-    static const auto call = op<Product>("padst::scatter_gemm");
-    return call.call(x, values, index, perm, bias, extent, activation);
-  }
+  static constexpr const char* kProduct = "padst::scatter_gemm";
+
   static Tensor input_grad(const Tensor& grad, const Tensor& values, const Tensor& index,
                            const Tensor& perm, int64_t, int64_t) {
     static const auto call = op<Gradient<>>("padst::scatter_gemm_input_grad");
@@ -99,6 +90,14 @@ struct ScatterGemm {
   }
   static int64_t group(const Tensor& values) { return GatherGemm::group(values); }
 };
+
+// y = act(S x + bias), through the dispatcher.
+template <class Family>
+Tensor product_of(const Tensor& x, const Tensor& values, const Tensor& index, const Tensor& perm,
+                  const Tensor& bias, int64_t extent, c10::string_view activation) {
+  static const auto call = op<Product>(Family::kProduct);
+  return call.call(x, values, index, perm, bias, extent, activation);
+}
 
 // The gradient at the activation's input `pre`.
 Tensor activation_backward(const std::string& name, const Tensor& grad, const Tensor& pre) {
@@ -122,7 +121,7 @@ Tensor bias_grad(const Tensor& grad, const Tensor& bias) {
 template <class Family>
 Tensor without_bias(const Tensor& x, const Tensor& values, const Tensor& index, const Tensor& perm,
                     int64_t extent) {
-  return Family::product(x, values, index, perm, at::empty({0}, x.options()), extent, "none");
+  return product_of<Family>(x, values, index, perm, at::empty({0}, x.options()), extent, "none");
 }
 
 template <class Family>
@@ -134,7 +133,7 @@ struct ProductFunction : torch::autograd::Function<ProductFunction<Family>> {
     ctx->saved_data["extent"] = extent;
     ctx->saved_data["activation"] = activation;
     const at::AutoDispatchBelowADInplaceOrView guard;
-    return Family::product(x, values, index, perm, bias, extent, activation);
+    return product_of<Family>(x, values, index, perm, bias, extent, activation);
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
@@ -145,7 +144,7 @@ struct ProductFunction : torch::autograd::Function<ProductFunction<Family>> {
     const std::string activation = ctx->saved_data["activation"].toStringRef();
     Tensor grad = grads[0], dx, dvalues, dbias;
     if (activation != "none") {
-      const Tensor pre = Family::product(x, values, index, perm, bias, extent, "none");
+      const Tensor pre = product_of<Family>(x, values, index, perm, bias, extent, "none");
       grad = activation_backward(activation, grad, pre);
     }
     if (ctx->needs_input_grad(0)) {
@@ -230,7 +229,7 @@ Tensor product(const Tensor& x, const Tensor& values, const Tensor& index, const
                                           std::string(activation));
   }
   const at::AutoDispatchBelowADInplaceOrView guard;
-  return Family::product(x, values, index, perm, bias, extent, activation);
+  return product_of<Family>(x, values, index, perm, bias, extent, activation);
 }
 
 template <class Family>
@@ -273,17 +272,18 @@ Tensor scatter_gemm_weight_grad(const Tensor& grad, const Tensor& x, const Tenso
   return weight_grad<ScatterGemm>(grad, x, index, perm, features(grad), group);
 }
 
-TORCH_LIBRARY_IMPL(padst, AutogradCPU, library) {
-  library.impl("shift", product<Shift>);
-  library.impl("shift_input_grad", shift_input_grad);
-  library.impl("shift_weight_grad", shift_weight_grad);
-  library.impl("gather_gemm", product<GatherGemm>);
-  library.impl("gather_gemm_input_grad", input_grad<GatherGemm>);
-  library.impl("gather_gemm_weight_grad", weight_grad<GatherGemm>);
-  library.impl("scatter_gemm", product<ScatterGemm>);
-  library.impl("scatter_gemm_input_grad", scatter_gemm_input_grad);
-  library.impl("scatter_gemm_weight_grad", scatter_gemm_weight_grad);
+}  // namespace
+
+void register_autograd(torch::Library& autograd) {
+  autograd.impl("shift", product<Shift>);
+  autograd.impl("shift_input_grad", shift_input_grad);
+  autograd.impl("shift_weight_grad", shift_weight_grad);
+  autograd.impl("gather_gemm", product<GatherGemm>);
+  autograd.impl("gather_gemm_input_grad", input_grad<GatherGemm>);
+  autograd.impl("gather_gemm_weight_grad", weight_grad<GatherGemm>);
+  autograd.impl("scatter_gemm", product<ScatterGemm>);
+  autograd.impl("scatter_gemm_input_grad", scatter_gemm_input_grad);
+  autograd.impl("scatter_gemm_weight_grad", scatter_gemm_weight_grad);
 }
 
-}  // namespace
 }  // namespace padst

@@ -22,7 +22,10 @@ import torch
 from padst_fx.kernels.native import isa as isas
 
 KERNELS = Path(__file__).resolve().parent.parent
-COMMON_FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
+COMMON_FLAGS = (
+    "-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-fopenmp", "-fno-math-errno",
+    "-fno-trapping-math",
+)  # fmt: skip
 EXTRA_FLAGS_VARIABLE = "PADST_FX_CXXFLAGS"
 CACHE_VARIABLE = "PADST_FX_CACHE"
 
@@ -102,7 +105,7 @@ def _key(isa: str) -> str:
 
 
 def _build(isa: str, path: Path) -> None:
-    command = [*compiler(), *COMMON_FLAGS, *isas.FLAGS[isa], *_extra_flags(), *_include_flags()]
+    command = [*compiler(), *COMMON_FLAGS, *isas.FLAGS[isa], *_extra_flags(), *include_flags()]
     with tempfile.TemporaryDirectory(dir=path.parent) as name:
         folder = Path(name)
         compiles = [
@@ -110,15 +113,15 @@ def _build(isa: str, path: Path) -> None:
             for number, source in enumerate(sources())
         ]
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            list(pool.map(_run, compiles))
+            list(pool.map(run, compiles))
         result = folder / path.name
         objects = [arguments[-1] for arguments in compiles]
-        link = [*compiler(), "-shared", *_extra_flags(), *objects, *_link_flags()]
-        _run([*link, "-o", str(result)])
+        link = [*compiler(), "-shared", *_extra_flags(), *objects, *link_flags()]
+        run([*link, "-o", str(result)])
         result.rename(path)
 
 
-def _include_flags() -> list[str]:
+def include_flags() -> list[str]:
     """The kernels' own headers, and torch's as those of a system: their warnings are not ours."""
     headers = Path(torch.__file__).parent / "include"
     own = ["-I", str(KERNELS), "-isystem", str(headers)]
@@ -126,14 +129,15 @@ def _include_flags() -> list[str]:
     return [*own, f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}"]
 
 
-def _link_flags() -> list[str]:
+def link_flags() -> list[str]:
     """Torch's libraries, its own OpenMP first: two thread pools would fight for the cores."""
     folder = Path(torch.__file__).parent / "lib"
     openmp = [str(path) for path in sorted(folder.glob("libgomp*.so*"))]
     return [*(openmp or ["-fopenmp"]), f"-L{folder}", "-ltorch_cpu", "-lc10"]
 
 
-def _run(command: Sequence[str]) -> None:
+def run(command: Sequence[str]) -> None:
+    """Run a compiler; `BuildError` with its own words where it fails."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise BuildError(f"{shlex.join(command)} failed:\n{done.stderr[-4000:]}")

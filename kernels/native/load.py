@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import warnings
-
-import torch
 
 from padst_fx.kernels.native import build, isa
 
@@ -35,7 +34,8 @@ def _load(wanted: str) -> None:
     """Load the library; one that cannot be loaded is taken for damaged and built once more."""
     path = build.library(wanted)
     try:
-        torch.ops.load_library(str(path))
+        library = ctypes.CDLL(str(path))
     except OSError:
         path.unlink(missing_ok=True)
-        torch.ops.load_library(str(build.library(wanted)))
+        library = ctypes.CDLL(str(build.library(wanted)))
+    library.padst_register()

@@ -146,7 +146,7 @@ Packed packed_weights(const at::Tensor& values, const at::Tensor& index, const P
   return packed;
 }
 
-TORCH_LIBRARY_FRAGMENT(padst, library) {
+void register_packed_weights(torch::Library& library) {
   library.def("packed_bytes() -> int", [] { return cache().bytes(); });
   library.def("packed_count() -> int", [] { return cache().made(); });
 }

@@ -7,6 +7,10 @@
 #include <functional>
 #include <memory>
 
+namespace torch {
+class Library;
+}
+
 namespace padst {
 
 // The product that reads a packed form.
@@ -41,5 +45,7 @@ using Packed = std::shared_ptr<const void>;
 // made so far.
 Packed packed_weights(const at::Tensor& values, const at::Tensor& index, const PackedForm& form,
                       const std::function<void(void*)>& pack);
+
+void register_packed_weights(torch::Library& library);
 
 }  // namespace padst

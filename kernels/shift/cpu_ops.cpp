@@ -1,4 +1,5 @@
-// The shift ops on the CPU, as the dispatcher calls them.
+#include "shift/cpu_ops.h"
+
 #include <torch/library.h>
 
 #include "native/tensors.h"
@@ -39,6 +40,8 @@ struct Diagonals {
   Tensor values, offsets, perm;
 };
 
+}  // namespace
+
 Tensor shift_op(const Tensor& x, const Tensor& values, const Tensor& offsets, const Tensor& perm,
                 const Tensor& bias_, int64_t out_features, c10::string_view activation) {
   check_one_dtype(x, values);
@@ -58,6 +61,8 @@ Tensor shift_op(const Tensor& x, const Tensor& values, const Tensor& offsets, co
   });
   return y;
 }
+
+namespace {
 
 Tensor shift_input_grad_op(const Tensor& grad, const Tensor& values, const Tensor& offsets,
                            const Tensor& perm, int64_t in_features) {
@@ -96,11 +101,12 @@ Tensor shift_weight_grad_op(const Tensor& grad, const Tensor& x, const Tensor& o
   return dvalues;
 }
 
-TORCH_LIBRARY_IMPL(padst, CPU, library) {
-  library.impl("shift", shift_op);
-  library.impl("shift_input_grad", shift_input_grad_op);
-  library.impl("shift_weight_grad", shift_weight_grad_op);
+}  // namespace
+
+void register_shift(torch::Library& cpu) {
+  cpu.impl("shift", shift_op);
+  cpu.impl("shift_input_grad", shift_input_grad_op);
+  cpu.impl("shift_weight_grad", shift_weight_grad_op);
 }
 
-}  // namespace
 }  // namespace padst

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -70,42 +70,6 @@ def sum_over_ranks(mine: Tensor | None, like: Tensor, group: dist.ProcessGroup |
         total = mine.contiguous()
     dist.all_reduce(total, group=group)
     return total
-
-
-def average_gradients(parameters: Iterable[nn.Parameter], group: dist.ProcessGroup | None) -> None:
-    """Average gradients over ranks; for parameters that the model's wrapper may not know.
-
-    A rank without a gradient adds zero; where no rank has one it stays None. One reduction for
-    all parameters of a dtype.
-    """
-    size = world_size(group)
-    if size == 1:
-        return
-    by_kind: dict[tuple[torch.dtype, torch.device], list[nn.Parameter]] = {}
-    for parameter in parameters:
-        by_kind.setdefault((parameter.dtype, parameter.device), []).append(parameter)
-    for alike in by_kind.values():
-        _average_alike(alike, group, size)
-
-
-def _average_alike(
-    parameters: Sequence[nn.Parameter], group: dist.ProcessGroup | None, size: int
-) -> None:
-    lengths = [parameter.numel() for parameter in parameters]
-    present = [parameter.grad is not None for parameter in parameters]
-    parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    flags = parts[0].new_tensor([float(here) for here in present])
-    flat = torch.cat([flags, *(part.detach().reshape(-1) for part in parts)])
-    dist.all_reduce(flat, group=group)
-    # Only a rank that lacks a gradient has to wait for the answer whether another has one.
-    known = present if all(present) else flat[: len(parameters)].bool().tolist()
-    averages = (flat[len(parameters) :] / size).split(lengths)
-    for parameter, somewhere, average in zip(parameters, known, averages, strict=True):
-        if not somewhere:
-            continue
-        if parameter.grad is None:
-            parameter.grad = torch.empty_like(parameter)
-        parameter.grad.copy_(average.view_as(parameter))
 
 
 def share_units(units: Tensor, group: dist.ProcessGroup | None) -> Tensor:

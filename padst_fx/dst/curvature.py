@@ -1,4 +1,4 @@
-"""How steep the loss is in a layer's weights, from what became of earlier moves."""
+"""How steep the loss is in a layer's weights, from what training made of earlier ones."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ MEMORY = 0.5
 
 @dataclass
 class Curvature:
-    """A secant through the weights of moved columns, most of which training grows from zero.
+    """A secant through the weights of considered columns between two updates.
 
-    Where they wanted a change of `u` when they were moved and of `v` now that training has changed
-    them by `d`, the curvature is `(u - v) . d / d . d`. Both products are remembered with the
+    Where they wanted a change of `u` then and of `v` now that training has changed them by `d`, the
+    curvature is `(u - v) . d / d . d`. Both products are remembered with the
     factor `MEMORY` an observation.
     """
 

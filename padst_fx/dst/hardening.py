@@ -17,6 +17,7 @@ from padst_fx.dst.optimizer_state import forget, move_to_own_group
 from padst_fx.dst.soft_schedule import SoftSchedule
 from padst_fx.dst.statistics import SoftUpdate
 from padst_fx.layers.linear import SparseLinear
+from padst_fx.saved_fields import check_fields
 from padst_fx.soft_permutation import nearest_permutation, permutation_penalty, project_
 
 log = logging.getLogger(__name__)
@@ -25,8 +26,9 @@ log = logging.getLogger(__name__)
 class Hardening:
     """The soft layers of a model while a `DST` trains them.
 
-    `events` counts the times that layers were hardened, `put_off` the layers that could not be
-    for entries that were not finite.
+    `events` counts the times that layers were hardened, `recompilations` how often at most that
+    had a compiled model compiled anew, `put_off` the layers that could not be hardened for entries
+    that were not finite.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Hardening:
         self.schedule = schedule
         self.group = group
         self.events = 0
+        self.recompilations = 0
         self.put_off = 0
         self._held: list[nn.Parameter] = []
 
@@ -101,12 +104,15 @@ class Hardening:
 
     def project(self) -> None:
         """Bring every matrix near the doubly stochastic ones again."""
-        for _, _, matrix in self.soft:
+        for matrix in (m for _, _, m in self.soft if m.requires_grad):
             project_(matrix, self.schedule.settings.sinkhorn_iterations)
 
     @torch.no_grad()
-    def update(self, step: int) -> SoftUpdate | None:
-        """Harden the layers whose time has come; None where nothing is soft or no update due."""
+    def update(self, step: int, graphs: int) -> SoftUpdate | None:
+        """Harden the layers whose time has come; None where nothing is soft or no update due.
+
+        `graphs` is how many variants of the model later steps may use.
+        """
         soft = self.soft
         if step % self.schedule.delta_t or not soft:
             return None
@@ -114,16 +120,22 @@ class Hardening:
         penalties = self._penalties([matrix for _, _, matrix in soft])
         chosen = self._choose(step, names, penalties)
         hardened = [(n, layer, m) for (n, layer, m), take in zip(soft, chosen, strict=True) if take]
-        for _, layer, matrix in hardened:
-            layer.harden(self._agreed(nearest_permutation(matrix).to(layer.perm.device)))
+        # All of them before any layer is changed: an assignment can fail.
+        permutations = [
+            self._agreed(nearest_permutation(matrix).to(layer.perm.device))
+            for _, layer, matrix in hardened
+        ]
+        for (_, layer, _), permutation in zip(hardened, permutations, strict=True):
+            layer.harden(permutation)
         forget(self.optimizer, [matrix for _, _, matrix in hardened])
         self._held = [matrix for _, _, matrix in self.soft]
         done = tuple(name for name, _, _ in hardened)
         if done:
             self.events += 1
+            self.recompilations += graphs
             log.info("step %d: hardened %s; event %d", step, ", ".join(done), self.events)
         by_name = dict(zip(names, penalties, strict=True))
-        return SoftUpdate(by_name, done, self.events, self.put_off)
+        return SoftUpdate(by_name, done, self.events, self.recompilations, self.put_off)
 
     def _penalties(self, matrices: list[nn.Parameter]) -> list[float]:
         """Penalty per row and column of each matrix, the same on every rank."""
@@ -167,13 +179,23 @@ class Hardening:
         return {
             "soft": [name for name, _, _ in self.soft],
             "events": self.events,
+            "recompilations": self.recompilations,
             "put_off": self.put_off,
         }
 
-    def check_state(self, state_dict: dict[str, Any]) -> None:
-        """Raise `ValueError` for a state in which other layers are soft than in the model."""
-        soft = [name for name, _, _ in self.soft]
-        if state_dict["soft"] != soft:
+    def check_fits(self, state_dict: dict[str, Any]) -> None:
+        """Raise `ValueError` for a damaged state, and for one in which layers are soft that never
+        can be."""
+        check_fields(
+            "not a state of soft permutations",
+            state_dict,
+            {"soft": list, "events": int, "put_off": int},
+        )
+        self.check_state(state_dict, [n for n, _ in self.layers if n in state_dict["soft"]])
+
+    def check_state(self, state_dict: dict[str, Any], soft: Sequence[str]) -> None:
+        """Raise `ValueError` for a state in which other layers are soft than `soft` says."""
+        if state_dict["soft"] != list(soft):
             differing = sorted(set(soft) ^ set(state_dict["soft"]))
             raise ValueError(
                 f"other permutations are soft in the state; they differ in {differing[:5]}. "
@@ -190,6 +212,7 @@ class Hardening:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from `state_dict()`; the optimizer gets the matrices that the model has now."""
         self.events = state_dict["events"]
+        self.recompilations = state_dict["recompilations"]
         self.put_off = state_dict["put_off"]
         if self.layers:
             self.claim()

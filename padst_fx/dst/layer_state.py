@@ -11,9 +11,18 @@ from torch.utils.hooks import RemovableHandle
 
 from padst_fx.dst.exploration import Exploration
 from padst_fx.layers.linear import SparseLinear
+from padst_fx.saved_fields import check_fields, check_shape
 from padst_fx.sharding import whole
 from padst_fx.structures import Pattern
 from padst_fx.structures.dense_gradient import DenseGradient
+
+# The fields of a layer's saved state.
+STATE: dict[str, Any] = {
+    "pattern": str,
+    "explored": Tensor,
+    "growth": (Tensor, type(None)),
+    "gradient_norms": (Tensor, type(None)),
+}
 
 
 @dataclass
@@ -45,6 +54,28 @@ class LayerState:
     def units(self) -> Tensor:
         """The active units, `[groups, active]`."""
         return self.layer.pattern.units_from_index(self.layer.index)
+
+    def check_state(self, saved: dict[str, Any]) -> None:
+        """Raise `ValueError` for the saved state of another pattern, and for a damaged one.
+
+        Growth scores may name units, which kernels read without looking.
+        """
+        check_fields(f"{self.name}: not a layer's state", saved, STATE)
+        pattern = self.layer.pattern
+        if saved["pattern"] != repr(pattern):
+            raise ValueError(
+                f"{self.name}: the state is of {saved['pattern']}, the layer has {pattern}"
+            )
+        check_shape(f"{self.name}: explored", saved["explored"], self.exploration.bits.shape)
+        if saved["explored"].dtype != torch.uint8:
+            raise ValueError(f"{self.name}: explored is {saved['explored'].dtype}, not bits")
+        check_shape(f"{self.name}: growth", saved["growth"], self.layer.scorer.probe_shape)
+        norms = (pattern.groups, pattern.active)
+        check_shape(f"{self.name}: gradient_norms", saved["gradient_norms"], norms)
+        if saved["growth"] is not None:
+            scores, units = self.layer.scorer.growth_candidates(saved["growth"])
+            if not bool(((units >= 0) & (units < pattern.candidates) | (scores < 0)).all()):
+                raise ValueError(f"{self.name}: growth is of units that do not exist")
 
     def arm(self) -> None:
         """Make the next forward of this layer a scoring one."""

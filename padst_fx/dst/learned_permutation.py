@@ -18,6 +18,7 @@ from padst_fx.dst.curvature import Curvature
 from padst_fx.dst.optimizer_state import slots
 from padst_fx.dst.statistics import PermutationUpdate
 from padst_fx.layers.linear import DEFAULT_POSITIONS, SparseLinear
+from padst_fx.saved_fields import check_fields, check_shape
 from padst_fx.sharding import whole, whole_tensors
 
 # Updates in a row that consider the same positions: the second sees what the first one's moves
@@ -57,14 +58,13 @@ class LearnedPermutation:
 @dataclass
 class PermutationState:
     """What is kept per layer with a learned permutation: the signal collected for its next update,
-    its curvature, which of the considered positions the last update moved (`moved`, bool `[J]`),
-    and what their weights were and wanted then (`started` and `expected`, 1-d)."""
+    its curvature, and what the weights of the considered columns were and wanted at the last update
+    (`started` and `expected`, 1-d; None where other positions were considered)."""
 
     name: str
     layer: SparseLinear
     curvature: Curvature = field(default_factory=Curvature)
     signal: Tensor | None = None
-    moved: Tensor | None = None
     started: Tensor | None = None
     expected: Tensor | None = None
     _handle: RemovableHandle | None = field(default=None, repr=False)
@@ -88,7 +88,7 @@ class PermutationState:
         """Make the next forward of this layer look at the given positions."""
         if not torch.equal(positions.to(self.positions), self.positions):
             self.positions.copy_(positions)
-            self.moved = self.started = self.expected = None
+            self.started = self.expected = None
         if self._handle is None:
             probe = self.probe.requires_grad_(True)
             self._handle = probe.register_post_accumulate_grad_hook(self._collect)
@@ -120,36 +120,40 @@ class PermutationState:
         return self.layer.scaled(whole(self.layer.values))
 
     def observe(self, wanted: Wanted) -> None:
-        """Learn the curvature from the columns moved last; `index` must be as it was then."""
-        if self.moved is None or self.started is None or self.expected is None:
+        """Learn the curvature from what training did since; `index` must be as it was then."""
+        if self.started is None or self.expected is None:
             return
         columns = self.columns()
-        entries = columns.mask() & self.moved
-        values = columns.dense(self.values())
-        trained = (values[entries] - self.started).to(wanted.change)
-        self.curvature.observe(self.expected, wanted.change[entries], trained)
-        self.moved = self.started = self.expected = None
+        now = columns.pick(wanted.change, columns.place)
+        trained = columns.read(self.values()) - self.started
+        self.curvature.observe(self.expected, now, trained.to(now))
+        self.started = self.expected = None
 
     def expect(self, wanted: Wanted, order: Tensor, columns: Columns) -> None:
-        """Remember what the positions that `order` has moved want of their new features."""
-        self.moved = order != torch.arange(len(order), device=order.device)
-        entries = columns.mask() & self.moved
-        self.started = columns.dense(self.values())[entries]
-        self.expected = wanted.change[:, order][entries]
+        """Remember the weights and what they want, of the features that `order` gives them."""
+        self.started = columns.read(self.values())
+        self.expected = columns.pick(wanted.change, order[columns.place])
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "signal": self.signal,
-            "moved": self.moved,
             "started": self.started,
             "expected": self.expected,
             "curvature": self.curvature.state_dict(),
         }
 
+    def check_state(self, state_dict: dict[str, Any]) -> None:
+        """Raise `ValueError` for a damaged state."""
+        place = f"{self.name}: not the state of a learned permutation"
+        tensors = dict.fromkeys(("signal", "started", "expected"), (Tensor, type(None)))
+        check_fields(place, state_dict, {"curvature": dict, **tensors})
+        check_fields(place, state_dict["curvature"], {"product": float, "energy": float})
+        check_shape(f"{self.name}: signal", state_dict["signal"], self.probe.shape)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.curvature.load_state_dict(state_dict["curvature"])
         device = self.layer.values.device
-        for name in ("signal", "moved", "started", "expected"):
+        for name in ("signal", "started", "expected"):
             tensor = state_dict[name]
             setattr(self, name, None if tensor is None else tensor.to(device))
 
@@ -215,7 +219,7 @@ class LearnedPermutations:
             if somewhere:
                 state.signal = agreement.sum_over_ranks(state.signal, state.probe, group)
                 # Losses are means over each rank's batch; moments are sums over tokens.
-                state.signal[: state.layer.out_features] /= agreement.world_size(group)
+                state.signal[: 2 * state.layer.out_features] /= agreement.world_size(group)
 
     def not_finite(self) -> list[str]:
         """The layers whose signal has a NaN or an infinity."""
@@ -229,7 +233,7 @@ class LearnedPermutations:
         """What the signals say, before DST exchanges units; observes the curvature on the way."""
         reached = []
         for state in self.states:
-            if state.signal is not None:
+            if state.signal is not None and state.layer.values.requires_grad:
                 wanted = Wanted.of(state.signal, self.settings.shrinkage)
                 state.observe(wanted)
                 reached.append((state, wanted))
@@ -293,8 +297,7 @@ class LearnedPermutations:
         if layer.values.grad is not None:
             tensors.append(layer.values.grad)
         with whole_tensors(tensors) as gathered:
-            for tensor in gathered:
-                columns.exchange(tensor, order)
+            columns.exchange(gathered, order)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the settings and the seed."""
@@ -302,11 +305,15 @@ class LearnedPermutations:
         return {"updates": self.updates, "layers": layers}
 
     def check_state(self, state_dict: dict[str, Any]) -> None:
-        """Raise `ValueError` for a state of other layers."""
+        """Raise `ValueError` for a state of other layers, and for a damaged one."""
+        place = "not a state of learned permutations"
+        check_fields(place, state_dict, {"updates": int, "layers": dict})
         names = [state.name for state in self.states]
         if list(state_dict["layers"]) != names:
-            other = sorted(set(names) ^ set(state_dict["layers"]))
+            other = sorted(set(names) ^ set(state_dict["layers"]), key=str)
             raise ValueError(f"other layers have learned permutations in the state: {other[:5]}")
+        for state in self.states:
+            state.check_state(state_dict["layers"][state.name])
 
     def load_counts(self, state_dict: dict[str, Any]) -> None:
         """The part that says which positions come next; before the next step is prepared."""

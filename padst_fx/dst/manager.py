@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from padst_fx.dst import agreement
+from padst_fx.dst.gradient_average import GradientAverage
 from padst_fx.dst.hardening import Hardening
 from padst_fx.dst.layer_state import LayerState
 from padst_fx.dst.learned_permutation import LearnedPermutation, LearnedPermutations
@@ -24,10 +25,23 @@ from padst_fx.dst.soft_schedule import SoftPermutation, SoftSchedule
 from padst_fx.dst.statistics import LayerUpdate, SoftUpdate, Update
 from padst_fx.dst.update import Choice, choose_units
 from padst_fx.layers.linear import SparseLinear
+from padst_fx.saved_fields import check_fields, check_generator
 from padst_fx.sharding import check_sharding, sharded_modules, whole_tensors
 
 log = logging.getLogger(__name__)
 
+# The fields of a saved state.
+STATE: dict[str, type] = {
+    "method": str,
+    "steps": int,
+    "put_off": int,
+    "pending": bool,
+    "optimizer_stepped": bool,
+    "generator": Tensor,
+    "hardening": dict,
+    "layers": dict,
+    "permutations": dict,
+}
 # Drop scores [groups, active], candidates' ids and their growth scores [groups, C].
 Scores = tuple[Tensor, Tensor, Tensor]
 
@@ -99,6 +113,7 @@ class DST:
         self.hardening = Hardening(layers, self.optimizer, softness, process_group)
         if soft is not None and not self.hardening.layers:
             raise ValueError("settings for soft permutations, but no layer has one")
+        self.averaging = GradientAverage(process_group)
         self.method.prepare(layers, self.optimizer)
         self.hardening.start(model)
         self.states = [
@@ -113,15 +128,10 @@ class DST:
         # Weak, so that a manager nobody holds any more ends, whatever the optimizer's life.
         this = weakref.ref(self)
 
-        def before(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-            if (manager := this()) is not None and manager._listening:
-                manager._before_optimizer_step()
-
         def after(optimizer: torch.optim.Optimizer, *_: Any) -> None:
             if (manager := this()) is not None and manager._listening:
                 manager._after_optimizer_step()
 
-        self.optimizer.register_step_pre_hook(before)
         self.optimizer.register_step_post_hook(after)
         for state in self.states:
             MANAGERS[state.layer] = this
@@ -138,6 +148,7 @@ class DST:
             state.disarm()
             MANAGERS.pop(state.layer, None)
         self.permutations.close()
+        self.averaging.stop()
         self.states = []
         self.hardening.close()
 
@@ -145,6 +156,9 @@ class DST:
         """Count a step and update if it is due; True when the topology changed.
 
         Does nothing but forget the scores if the optimizer has not stepped since the last call.
+        Where an error comes from scoring or from choosing units, nothing has changed and the
+        update is due again at the next step; one from a later part leaves every layer as it was
+        before its own change or after it.
         """
         if not self._optimizer_stepped:
             for state in self.states:
@@ -153,17 +167,26 @@ class DST:
             return False
         if self.steps == 0 or self._due(self.steps + 1):
             self._shard()
+        if self.steps == 0:
+            self._first_checks()
         self._optimizer_stepped = False
         self.steps += 1
-        if self.steps == 1:
-            self._first_checks()
-        soft = self.hardening.update(self.steps)
+        self._pending = self._due(self.steps)
+        try:
+            return self._do_what_is_due()
+        except BaseException:
+            self._end_scoring()
+            raise
+        finally:
+            self._prepare_next_step()
+
+    def _do_what_is_due(self) -> bool:
+        soft = self.hardening.update(self.steps, self._graphs_from_now_on())
         changed = soft is not None and bool(soft.hardened)
-        if self._due(self.steps):
+        if self._pending:
             changed |= self._update(soft)
         elif soft is not None:
             self._finish(Update(self.steps, 0.0, (), (), soft=soft))
-        self._prepare_next_step()
         return changed
 
     def penalty(self) -> Tensor:
@@ -187,6 +210,7 @@ class DST:
             "steps": self.steps,
             "put_off": self.put_off,
             "pending": self._pending,
+            "optimizer_stepped": self._optimizer_stepped,
             "generator": self.generator.get_state(),
             "hardening": self.hardening.state_dict(),
             "layers": {
@@ -204,11 +228,11 @@ class DST:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from `state_dict()`. Raises `ValueError`, with nothing changed, for something
         else, another method's state, or a state of other layers or patterns."""
-        self._check_state(state_dict)
+        self.check_state_dict(state_dict, [name for name, _, _ in self.hardening.soft])
         self.steps = state_dict["steps"]
         self.put_off = state_dict["put_off"]
         self._pending = state_dict["pending"]
-        self._optimizer_stepped = False
+        self._optimizer_stepped = state_dict["optimizer_stepped"]
         self.generator.set_state(state_dict["generator"])
         self.hardening.load_state_dict(state_dict["hardening"])
         self.permutations.load_counts(state_dict["permutations"])
@@ -222,34 +246,38 @@ class DST:
                 scores = saved[field]
                 setattr(state, field, None if scores is None else scores.to(device))
 
-    def _check_state(self, state_dict: dict[str, Any]) -> None:
+    def check_state_dict(self, state_dict: dict[str, Any], soft: Sequence[str]) -> None:
+        """Raise the `ValueError` of `load_state_dict`; changes nothing.
+
+        `soft` names the layers whose permutations will be soft when the state is loaded.
+        """
         self.check_fits(state_dict)
-        self.hardening.check_state(state_dict["hardening"])
+        self.hardening.check_state(state_dict["hardening"], soft)
 
     def check_fits(self, state_dict: dict[str, Any]) -> None:
-        """Raise `ValueError` for something that is no `state_dict()`, and for the state of another
-        method, of other layers or of other patterns."""
-        missing = sorted(self.state_dict().keys() - state_dict.keys())
-        if missing:
-            raise ValueError(f"not a state of DST: it lacks {', '.join(missing)}")
+        """As `check_state_dict`, whichever permutations are still soft."""
+        check_fields("not a state of DST", state_dict, STATE)
         if state_dict["method"] != self.method_name:
             raise ValueError(
                 f"the state is of method {state_dict['method']!r}, this is {self.method_name!r}"
             )
+        check_generator(state_dict["generator"])
         names = [state.name for state in self.states]
         if list(state_dict["layers"]) != names:
-            other = sorted(set(names) ^ set(state_dict["layers"]))
+            other = sorted(set(names) ^ set(state_dict["layers"]), key=str)
             raise ValueError(f"the state is of other layers; they differ in {other[:5]}")
         for state in self.states:
-            saved, present = state_dict["layers"][state.name]["pattern"], state.layer.pattern
-            if saved != repr(present):
-                raise ValueError(f"{state.name}: the state is of {saved}, the layer has {present}")
+            state.check_state(state_dict["layers"][state.name])
+        self.hardening.check_fits(state_dict["hardening"])
         self.permutations.check_state(state_dict["permutations"])
 
     def check_alike(self) -> None:
         """Raise `RuntimeError`, on every rank, if units or permutations differ between ranks."""
+        self._check_alike_at(self.steps)
+
+    def _check_alike_at(self, step: int) -> None:
         layers = [(state.name, state.layer) for state in self.states]
-        agreement.check_alike(layers, self.steps, self.process_group)
+        agreement.check_alike(layers, step, self.process_group)
 
     def collected(self) -> list[str]:
         """The layers that hold scores or signals of a backward pass that no update has used."""
@@ -265,6 +293,12 @@ class DST:
         finally:
             self._listening = True
 
+    def _graphs_from_now_on(self) -> int:
+        """How many variants of the model later steps may use: the plain one, and the scoring one
+        as long as there are updates (one of the last may be put off)."""
+        scores = self.method.needs_growth or bool(self.permutations.states)
+        return 2 if scores and self.steps < self.t_end else 1
+
     def _due(self, step: int) -> bool:
         return self._pending or (step % self.delta_t == 0 and step < self.t_end)
 
@@ -273,6 +307,7 @@ class DST:
         due = self._due(self.steps + 1)
         scoring = self.method.needs_growth and due
         self.permutations.prepare_next_step(due)
+        self.averaging.watch(self._added_parameters())
         for state in self.states:
             self.method.begin_step(state.layer, self.steps / self.t_end)
             if scoring:
@@ -280,13 +315,11 @@ class DST:
             else:
                 state.disarm()
 
-    def _before_optimizer_step(self) -> None:
-        added: list[nn.Parameter] = []
-        for state in self.states:
-            added += self.method.added_parameters(state.layer)
-            if state.layer.soft_perm is not None:
-                added.append(state.layer.soft_perm)
-        agreement.average_gradients(added, self.process_group)
+    def _added_parameters(self) -> list[nn.Parameter]:
+        """What DST has given the layers and is trained."""
+        added = [p for state in self.states for p in self.method.added_parameters(state.layer)]
+        added += [matrix for _, _, matrix in self.hardening.soft]
+        return [parameter for parameter in added if parameter.requires_grad]
 
     def _after_optimizer_step(self) -> None:
         # GradScaler lets fused optimizers skip inside `step`, and unscale there.
@@ -302,7 +335,7 @@ class DST:
 
     def _first_checks(self) -> None:
         check_holds(self.optimizer, [(state.name, state.layer) for state in self.states])
-        self.check_alike()
+        self._check_alike_at(self.steps + 1)
         for state in self.states:
             slots(self.optimizer, f"{state.name}.values", state.layer.values)
 
@@ -331,9 +364,9 @@ class DST:
             if soft is not None:
                 self._finish(Update(self.steps, 0.0, (), (), soft=soft))
             return False
-        self._pending = False
         permuted = self.permutations.read()
         choices = [self._choose(state, scores, fraction) for state, scores in scored]
+        self._pending = False
         layers = [
             self._apply(state, choice) for state, choice in zip(reached, choices, strict=True)
         ]
@@ -345,7 +378,8 @@ class DST:
         return update.grown > 0 or update.moved > 0
 
     def _has_scores(self, state: LayerState) -> bool:
-        return not (
+        """Whether a layer takes part in an update: it is trained and was reached."""
+        return state.layer.values.requires_grad and not (
             (self.method.needs_growth and state.growth is None)
             or (self.method.needs_gradient and state.gradient_norms is None)
         )
@@ -366,10 +400,7 @@ class DST:
         if not agreement.any_rank(bool(bad), self.process_group, device):
             return False
         self.put_off += 1
-        self._pending = True
-        for state in self.states:
-            state.disarm()
-        self.permutations.disarm()
+        self._end_scoring()
         log.warning(
             "step %d: non-finite scores in %s; the update is put off to the next step",
             self.steps,
@@ -390,9 +421,10 @@ class DST:
         moving = [layer.values, *slots(self.optimizer, f"{state.name}.values", layer.values)]
         if layer.values.grad is not None:
             moving.append(layer.values.grad)
+        index = layer.pattern.index_from_units(new)
         with whole_tensors(moving) as gathered:
             layer.pattern.rearrange(gathered, old, new)
-        layer.index.copy_(layer.pattern.index_from_units(new))
+        layer.index.copy_(index)
         self.method.after_update(state, self.optimizer, old, new)
         state.exploration.add(new)
         return LayerUpdate(
@@ -404,10 +436,14 @@ class DST:
             exploration=state.exploration.rate,
         )
 
-    def _finish(self, update: Update) -> None:
+    def _end_scoring(self) -> None:
+        """Plain forwards from now on, and no scores."""
         for state in self.states:
             state.disarm()
         self.permutations.disarm()
+
+    def _finish(self, update: Update) -> None:
+        self._end_scoring()
         self.last_update = update
         log.info(
             "step %d: %d units dropped and grown in %d layers",

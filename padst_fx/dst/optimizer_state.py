@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from padst_fx.layers.linear import SparseLinear
 
 
-def base_optimizer(optimizer: object) -> torch.optim.Optimizer:
+def unwrapped(optimizer: object) -> torch.optim.Optimizer:
     """The `torch.optim.Optimizer` itself, also from a wrapper that holds it as `.optimizer`."""
     inner = optimizer
     while not isinstance(inner, torch.optim.Optimizer):
@@ -19,6 +19,12 @@ def base_optimizer(optimizer: object) -> torch.optim.Optimizer:
             raise TypeError(
                 f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}"
             )
+    return inner
+
+
+def base_optimizer(optimizer: object) -> torch.optim.Optimizer:
+    """The optimizer itself, or a `ValueError` if its state is not kept per parameter."""
+    inner = unwrapped(optimizer)
     if isinstance(inner, torch.optim.LBFGS) or hasattr(inner, "optim"):
         raise ValueError(
             f"{type(inner).__name__} does not keep its state per parameter, so DST cannot move "

@@ -43,12 +43,15 @@ class SoftUpdate:
 
     `penalties`: of each layer that was soft before it, per row and column (0 on a permutation);
     `hardened` names those hardened by it; `events` counts the updates so far that hardened
-    layers, `put_off` the layers so far that could not be hardened for entries not finite.
+    layers, `recompilations` how often at most these had a compiled model compiled anew (each once
+    for every graph that later steps use), `put_off` the layers so far that could not be hardened
+    for entries not finite.
     """
 
     penalties: dict[str, float]
     hardened: tuple[str, ...]
     events: int
+    recompilations: int
     put_off: int
 
 

@@ -74,7 +74,9 @@ class Report:
         return self.counts["gather"]
 
     def draw(self, path: str | Path) -> Path:
-        """Draw the graph with every permutation's fate into a file; needs matplotlib."""
+        """Draw the graph with every permutation's fate into a file.
+
+        Raises `ModuleNotFoundError` without the extra `pictures`."""
         return self.picture.draw(path)
 
     def __str__(self) -> str:

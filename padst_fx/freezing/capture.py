@@ -113,13 +113,21 @@ def _compute_constants(module: GraphModule) -> None:
     for number, (node, value) in enumerate(replaced):
         if all(user in known for user in node.users):
             continue
-        name = f"constant_{number}"
+        home = _home(node)
+        name = f"{home}.constant_{number}" if home else f"constant_{number}"
         put_tensor(module, name, value.detach().clone())
         with module.graph.inserting_before(next(iter(module.graph.nodes))):
             constant = module.graph.get_attr(name)
         constant.meta["val"] = value
         node.replace_all_uses_with(constant)
     module.graph.eliminate_dead_code()
+
+
+def _home(node: Node) -> str:
+    """The module whose tensor a constant is made of first."""
+    while node.op != "get_attr":
+        node = node.all_input_nodes[0]
+    return str(node.target).rpartition(".")[0]
 
 
 def _is_constant(node: Node, known: dict[Node, Any]) -> bool:

@@ -10,6 +10,7 @@ from torch.fx import Node
 from padst_fx.freezing.dense import layer_name
 from padst_fx.freezing.placement import Placement
 from padst_fx.passes.projection_op import projection_ops
+from padst_fx.pictures import figure
 from padst_fx.projections import nodes
 
 COLOURS = {
@@ -56,9 +57,13 @@ class Picture:
         return cls(tuple(operators), tuple(sorted(edges)))
 
     def draw(self, path: str | Path) -> Path:
-        """Write the picture to a file of any kind that matplotlib knows."""
+        """Write the picture to a file of any kind that matplotlib knows.
+
+        Raises `ModuleNotFoundError` without the extra `pictures`.
+        """
         import networkx as nx
-        from matplotlib.figure import Figure
+
+        picture = figure()
         from matplotlib.lines import Line2D
 
         graph = nx.DiGraph()
@@ -69,8 +74,8 @@ class Picture:
                 graph.nodes[number]["layer"] = -layer
         places = nx.multipartite_layout(graph, subset_key="layer", align="horizontal")
         height = max(4.0, 0.55 * (1 - min(d["layer"] for _, d in graph.nodes(data=True))))
-        figure = Figure(figsize=(11, height))
-        axes = figure.add_subplot()
+        picture.set_size_inches(11, height)
+        axes = picture.add_subplot()
         colours = [COLOURS[fate] for _, _, fate in self.operators]
         labels = {number: label for number, (_, label, _) in enumerate(self.operators)}
         nx.draw_networkx(
@@ -84,7 +89,7 @@ class Picture:
         ]
         axes.legend(handles=handles, fontsize=8)
         axes.set_axis_off()
-        figure.savefig(path, bbox_inches="tight", dpi=110)
+        picture.savefig(path, bbox_inches="tight", dpi=110)
         return Path(path)
 
 

@@ -111,10 +111,12 @@ class SparseLinear(nn.Module):
         Values are uniform in `+-1 / sqrt(fan_in)`, `nn.Linear`'s rule with the number of
         weights a row really has; the bias likewise.
         """
-        self.index.copy_(self.pattern.index_from_units(self.pattern.random_units(generator)))
-        self.perm.copy_(draw_permutation(self.permutation, self.in_features, generator))
+        self._draw_topology(generator)
         if self.soft_perm is not None:
             near_identity_(self.soft_perm)
+        if self.alpha is not None and self.temperature is not None:
+            self._start_scores(self.alpha)
+            self.temperature.fill_(1)
         bound = (self.out_features / self.pattern.nonzeros) ** 0.5
         self.values.uniform_(-bound, bound, generator=generator)
         if self.index.dtype == torch.bool:
@@ -189,13 +191,18 @@ class SparseLinear(nn.Module):
         if not isinstance(self.pattern, DiagPattern):
             raise ValueError(f"scores need the structure Diag, got {self.pattern.structure}")
         if self.alpha is None:
-            alpha = torch.zeros(
-                self.pattern.candidates, dtype=self.values.dtype, device=self.values.device
-            )
-            alpha[self.pattern.units_from_index(self.index)[0]] = 1
+            alpha = self._beside_values(self.pattern.candidates)
+            self._start_scores(alpha)
             self.alpha = nn.Parameter(alpha)
             self.temperature = torch.ones((), dtype=alpha.dtype, device=alpha.device)
         return self.alpha
+
+    def _beside_values(self, *shape: int) -> Tensor:
+        """An uninitialized tensor; whole where the values are sharded, as `new_empty` is not."""
+        return torch.empty(shape, dtype=self.values.dtype, device=self.values.device)
+
+    def _start_scores(self, alpha: Tensor) -> None:
+        alpha.zero_()[self.pattern.units_from_index(self.index)[0]] = 1
 
     @torch.no_grad()
     def soften(self) -> None:
@@ -206,7 +213,7 @@ class SparseLinear(nn.Module):
         if self.permutation != "soft":
             raise ValueError(f"only a soft permutation has a matrix, got {self.permutation!r}")
         if self.soft_perm is None:
-            matrix = self.values.new_empty(self.in_features, self.in_features)
+            matrix = self._beside_values(self.in_features, self.in_features)
             self.soft_perm = nn.Parameter(near_identity_(matrix), requires_grad=False)
 
     @torch.no_grad()
@@ -256,13 +263,17 @@ class SparseLinear(nn.Module):
                 f"SparseLinear expects inputs of {self.in_features} features, "
                 f"got shape {tuple(x.shape)}"
             )
-        bias = self.absent if self.bias is None else self.bias
-        perm = self.perm
-        if self.soft_perm is not None:
-            x, perm = F.linear(x, self.soft_perm.to(x.dtype)), perm[:0]
-        y = self.pattern.linear(x, self.effective_values(), self.index, perm, bias)
+        # `nn.Module` takes a microsecond to find a tensor by its attribute: parameters, which
+        # wrappers may replace, are asked for once, buffers are taken from where they are.
+        perm, index = self._buffers["perm"], self._buffers["index"]
+        assert perm is not None and index is not None
+        if (bias := self.bias) is None:
+            bias = self.absent
+        if self.permutation == "soft" and (matrix := self.soft_perm) is not None:
+            x, perm = F.linear(x, matrix.to(x.dtype)), perm[:0]
+        y = self.pattern.linear(x, self.effective_values(), index, perm, bias)
         if self.probe.requires_grad:
-            y = self.scorer.probe(y, x, self.index, perm, self.probe)
+            y = self.scorer.probe(y, x, index, perm, self.probe)
         if self.permutation_probe is not None and self.permutation_probe.requires_grad:
             assert self.positions is not None
             y = torch.ops.padst.permutation_probe(
@@ -335,7 +346,7 @@ class SparseLinear(nn.Module):
         if self.positions is None:
             return None
         count = len(self.positions)
-        return self._probe_of(self.out_features + count, count)
+        return self._probe_of(2 * self.out_features + count, count)
 
     def _probe_of(self, *shape: int) -> Tensor:
         """A shape of scores on one element of storage, beside the values."""
@@ -353,9 +364,31 @@ class SparseLinear(nn.Module):
             self.permutation_probe = _moved(self.permutation_probe, fresh)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseLinear:
+        before = self.index
         super()._apply(fn, recurse)
         self._follow_values()
+        self._have_topology(before)
         return self
+
+    @torch.no_grad()
+    def _have_topology(self, before: Tensor) -> None:
+        """Draw a topology where the buffers hold none, as after `to_empty`.
+
+        Kernels read through index, permutation and positions without looking. `before` is the
+        index before the move: where it is still the same, the longer look is spared.
+        """
+        index = self.index
+        if type(index) is not Tensor or index.is_meta:
+            return
+        moved = not before.is_meta and torch.equal(before.to(index.device), index)
+        if not (moved and is_permutation(self.perm)) and self.topology_fault(index, self.perm):
+            self._draw_topology()
+        if self.positions is not None and not _are_positions(self.positions, self.in_features):
+            self.positions.copy_(torch.arange(len(self.positions), device="cpu"))
+
+    def _draw_topology(self, generator: torch.Generator | None = None) -> None:
+        self.index.copy_(self.pattern.index_from_units(self.pattern.random_units(generator)))
+        self.perm.copy_(draw_permutation(self.permutation, self.in_features, generator))
 
     def be_soft(self, soft: bool) -> None:
         """Have a soft matrix or none, as a state about to be loaded has."""
@@ -417,6 +450,13 @@ def bind(
         wanted = (out_features, in_features)
         raise ValueError(f"a pattern of shape {shape} does not fit a layer of shape {wanted}")
     return structure
+
+
+def _are_positions(positions: Tensor, features: int) -> bool:
+    """Whether an index names distinct features."""
+    ordered = positions.sort().values
+    exist = bool(((ordered >= 0) & (ordered < features)).all())
+    return exist and bool((ordered[1:] > ordered[:-1]).all())
 
 
 def _moved(probe: Tensor, fresh: Tensor) -> Tensor:

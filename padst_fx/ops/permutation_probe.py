@@ -15,19 +15,35 @@ from padst_fx.ops.library import register, register_autograd, rows
 
 
 def _signal(grad: Tensor, x: Tensor, perm: Tensor, positions: Tensor) -> Tensor:
-    """`[grad, x_J]^T x_J` with `x_J = x[:, perm[J]]`, `[O + J, J]`.
+    """`[grad_e^T x_e, grad_o^T x_o, x^T x]` with `x = x[:, perm[J]]`, `[O + O + J, J]`.
 
-    The first `O` rows are the dense gradient over the features that the positions J read, the
-    others the features' second moments; both are sums over tokens.
+    The first two are the dense gradient over the features that the positions J read, summed over
+    the tokens of even and of odd samples: what they differ by is chance. The last are the features'
+    second moments over all tokens. Samples are what the first dimension counts.
     """
     wide = accumulation_dtype(grad.dtype)
-    read = rows(x).index_select(1, perm.index_select(0, positions).long()).to(wide)
-    return torch.cat((rows(grad).to(wide).t(), read.t())) @ read
+    features = perm.index_select(0, positions).long()
+    outputs, count = grad.shape[-1], len(features)
+    signal = torch.zeros(2 * outputs + count, count, dtype=wide, device=grad.device)
+    for half in range(2):
+        gradient = _every_other(grad, half).to(wide)
+        read = _every_other(x, half).index_select(1, features).to(wide)
+        torch.mm(gradient.t(), read, out=signal[half * outputs : (half + 1) * outputs])
+        signal[2 * outputs :].addmm_(read.t(), read)
+    return signal
+
+
+def _every_other(tensor: Tensor, first: int) -> Tensor:
+    """The rows of every other sample from `first` on; of a single sample, every other row."""
+    features = tensor.shape[-1]
+    is_batch = tensor.dim() > 2 and tensor.shape[0] > 1
+    samples = tensor.shape[0] if is_batch else rows(tensor).shape[0]
+    return tensor.reshape(samples, -1, features)[first::2].reshape(-1, features)
 
 
 def _fake_signal(grad: Tensor, x: Tensor, perm: Tensor, positions: Tensor) -> Tensor:
     count = positions.shape[0]
-    shape = (grad.shape[-1] + count, count)
+    shape = (2 * grad.shape[-1] + count, count)
     return grad.new_empty(shape, dtype=accumulation_dtype(grad.dtype))
 
 

@@ -28,18 +28,12 @@ def parts(positions: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
     yield from positions[order].chunk(-(-len(positions) // LARGEST))
 
 
-def sureness(gain: Tensor) -> Tensor:
-    """How much the best slot of each feature stands out; gains are `[slots, features]`."""
-    centred = gain - gain.mean(dim=0)
-    return centred.amax(dim=0) / centred.norm(dim=0).clamp_min(torch.finfo(gain.dtype).tiny)
-
-
 def greedy(gain: Tensor, capacity: int) -> Tensor:
     """A permutation from gains `[slots, features]` of slots that take `capacity` features each.
 
-    The surest feature chooses first. One pass, O(slots * features): a start to improve on.
+    The feature of largest gain chooses first. One pass, O(slots * features): a start to improve on.
     """
-    order = sureness(gain).argsort(descending=True, stable=True)
+    order = gain.amax(dim=0).argsort(descending=True, stable=True)
     wishes = gain.t().contiguous().cpu().numpy()
     free = [capacity] * gain.shape[0]
     perm = torch.empty(gain.shape[1], dtype=torch.int64)

@@ -3,37 +3,46 @@
 Behind the right permutation every column has the same pattern, moved by its position. So one
 column, put at position 0, is a first estimate of how heavy each diagonal is; all the others are
 placed where they agree most with the estimate, and the estimate is made again from all of them.
+
+Agreement is a cosine, of square roots of magnitudes: where heavy entries are matters more than how
+heavy each is.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from padst_fx.permutation_search.assignment import greedy, sureness
+from padst_fx.permutation_search.assignment import greedy
 from padst_fx.structures.diag import DiagPattern
 
-GROWTH = 3
+# How many times as many columns each estimate is made from as the one before. Columns of a wide
+# matrix cross few of the diagonals each, so they are added from near to far.
+GROWTH, GROWTH_IF_WIDE = 3.0, 1.3
 SETTLING = 5
 
 
 def aligned(pattern: DiagPattern, size: Tensor) -> Tensor:
     """A permutation that lays all columns along the one of most energy.
 
-    Estimates are made from the surest columns only, `GROWTH` times as many in each round, then
+    Estimates are made from the columns that agree most only, more of them in each round, then
     from all in `SETTLING` more rounds.
     """
     width = pattern.structure.width
-    tiles = size.square().unflatten(0, (-1, width)).sum(1).sqrt()
+    growth = GROWTH if pattern.tall else GROWTH_IF_WIDE
+    energy = size.square().unflatten(0, (-1, width)).sum(1)
+    reference = energy.sum(dim=0).argmax()
+    tiles = torch.nn.functional.normalize(energy.sqrt().sqrt(), dim=0)
     spectra = torch.fft.rfft(tiles, n=pattern.diagonals, dim=0)
     slots = tiles.shape[1] // width
-    reference = tiles.norm(dim=0).argmax()
     gain = _agreement(pattern, spectra, _first_estimate(pattern, tiles[:, reference]))
     gain = gain.roll(_turn(gain, slots), dims=0)[:slots]
     perm, trusted = greedy(gain, width), 1
-    while trusted < len(perm) * GROWTH**SETTLING:
-        trusted *= GROWTH
-        weight = _diagonal_means(pattern, tiles, perm, _surest(gain, trusted))
+    while trusted < len(perm) * growth**SETTLING:
+        trusted = math.ceil(trusted * growth)
+        weight = _diagonal_means(pattern, tiles, perm, _surest(gain, perm, trusted))
         gain = _agreement(pattern, spectra, weight)[:slots]
         perm = greedy(gain, width)
     return perm
@@ -67,9 +76,10 @@ def _turn(gain: Tensor, slots: int) -> int:
     return -int(inside.argmax())
 
 
-def _surest(gain: Tensor, count: int) -> Tensor:
-    """Whether each feature is among the `count` that are surest of their place."""
-    order = sureness(gain).argsort(descending=True, stable=True)
+def _surest(gain: Tensor, perm: Tensor, count: int) -> Tensor:
+    """Whether each feature is among the `count` that agree most with the place they got."""
+    slot = torch.arange(len(perm), device=perm.device) // (len(perm) // gain.shape[0])
+    order = perm[gain[slot, perm].argsort(descending=True, stable=True)]
     return torch.zeros_like(order, dtype=torch.bool).index_fill_(0, order[:count], True)
 
 

@@ -252,13 +252,15 @@ class Pattern(ABC):
     def rearrange(self, tensors: Sequence[Tensor], old: Tensor, new: Tensor) -> None:
         """Move units in place: kept ones to their new places, grown ones zero.
 
-        Works on parameters and optimizer slots alike: anything of `values_shape`.
+        Works on parameters and optimizer slots alike: anything of `values_shape`. All memory is
+        had before anything changes.
         """
         position = torch.searchsorted(old, new).clamp_(max=self.active - 1)
         kept = old.gather(1, position) == new
         groups = torch.arange(self.groups, device=old.device)[:, None]
-        for tensor in tensors:
-            view = self.unit_view(tensor.detach())
-            moved = view[groups, position]
-            moved[~kept] = 0
-            view.copy_(moved)
+        views = [self.unit_view(tensor.detach()) for tensor in tensors]
+        moved = [view[groups, position] for view in views]
+        for units in moved:
+            units[~kept] = 0
+        for view, units in zip(views, moved, strict=True):
+            view.copy_(units)

@@ -11,7 +11,15 @@ from torch import nn
 
 import padst_fx
 from benchmarks import __main__ as command
-from benchmarks import cold_start, cost_records, kernels, results_file, torch_formats, updates
+from benchmarks import (
+    cold_start,
+    cost_records,
+    kernels,
+    permutation_cost,
+    results_file,
+    torch_formats,
+    updates,
+)
 from benchmarks.structures import STRUCTURES
 from benchmarks.table import Table
 from benchmarks.timing import Timing
@@ -201,6 +209,18 @@ def test_all_tables_are_the_default():
     assert command.arguments(["kernels", "--record-costs"]).record_costs
 
 
+@pytest.mark.parametrize("given", [["--quick"], ["--only", "Diag()"]])
+def test_what_measures_less_leaves_the_full_results_alone(given, tmp_path, monkeypatch):
+    table = Table("small", "title", [{"ratio": 1}], (["a"], [["b"]]))
+    monkeypatch.setattr(command, "TABLES", {"small": lambda settings: table})
+    monkeypatch.setattr(results_file, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr("sys.argv", ["benchmarks", *given])
+    monkeypatch.chdir(tmp_path)
+    assert command.main() == 0
+    written = [path.relative_to(tmp_path) for path in tmp_path.rglob("*.csv")]
+    assert written == [command.PARTIAL_FOLDER / "small.csv"]
+
+
 def test_it_is_told_where_dense_wins():
     rows = [
         {**forward_row("Diag()"), "ratio": 0.5},
@@ -227,3 +247,19 @@ def test_a_wrong_result_fails_the_command(monkeypatch, tmp_path, capsys, wrong):
     printed = capsys.readouterr()
     assert ("2 results were wrong" in printed.err) == bool(wrong)
     assert "kernels" in printed.out and (tmp_path / "memory.csv").exists()
+
+
+def test_a_whole_training_is_weighted_by_its_steps():
+    times = {"plain": Timing((1.0,)), "scoring": Timing((3.0,)), "update": Timing((2.0,))}
+    assert permutation_cost.whole(times).median == pytest.approx((99 * 1 + 3 + 2) / 100)
+
+
+def test_the_peak_is_what_is_held_at_once():
+    def call() -> None:
+        first = torch.ones(2**18)
+        second = first + 1
+        del first
+        second.neg()
+
+    # Scalars take a few bytes.
+    assert 0 <= permutation_cost._peak(call) - 2 * 2**20 < 1024

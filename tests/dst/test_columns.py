@@ -25,7 +25,7 @@ def test_columns_are_those_of_the_dense_matrix(structure, sparsity, shape):
     before = pattern.dense(layer.values.detach().clone(), layer.index)
     assert torch.equal(columns.mask(), mask[:, CHOSEN])
     assert torch.equal(columns.dense(layer.values), before[:, CHOSEN])
-    columns.exchange(layer.values, ORDER)
+    columns.exchange([layer.values], ORDER)
     expected = before.clone()
     expected[:, CHOSEN] = before[:, CHOSEN[ORDER]]
     assert torch.equal(pattern.dense(layer.values.detach(), layer.index), expected * mask)

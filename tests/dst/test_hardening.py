@@ -153,6 +153,7 @@ class TestWhenLayersHarden:
         hardened = {update.step: update.soft.hardened for update in seen if update.soft}
         assert hardened == {2: (), 4: (), 6: (), 8: ("2",), 10: (), 12: ("0",)}
         assert [u.soft.events for u in seen if u.soft] == [0, 0, 0, 1, 1, 2]
+        assert [u.soft.recompilations for u in seen if u.soft] == [0, 0, 0, 2, 2, 4]
         assert (model[2].perm.long() == torch.arange(32).roll(1)).float().mean() > 0.9
         assert set(seen[2].soft.penalties) == {"0", "2"}
         assert set(seen[4].soft.penalties) == {"0"}
@@ -173,6 +174,8 @@ class TestWhenLayersHarden:
         assert seen[-1].step == 44
         assert seen[-1].layers == ()
         assert seen[-1].soft.hardened == ("0", "2")
+        # No scoring step follows, so only the plain graph is compiled anew.
+        assert seen[-1].soft.recompilations == 1
 
     @pytest.mark.parametrize("value", [math.nan, math.inf])
     def test_matrices_that_are_not_finite_are_put_off_named_and_counted(self, value, caplog):
@@ -282,6 +285,7 @@ def test_going_on_from_files_is_bit_identical(tmp_path, method, stop):
     train(resumed, other, other_dst, range(stop + 1, 13))
     assert_same(model, resumed)
     assert other_dst.hardening.events == dst.hardening.events == 1
+    assert other_dst.hardening.recompilations == dst.hardening.recompilations == 2
 
 
 def test_going_back_to_a_soft_state_and_on_to_a_hard_one():
@@ -362,6 +366,7 @@ def test_each_event_costs_one_recompilation_of_each_graph(method):
     assert graphs[12] == variants
     assert graphs[18] <= 2 * variants
     assert graphs[-1] == 3 * variants
+    assert dst.hardening.recompilations == graphs[-1] - variants
     assert not counters["graph_break"]
     assert {n: t.data_ptr() for n, t in model.state_dict().items()} == kept
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 import padst_fx
 from benchmarks import permutation_problems as problems
 from padst_fx import DST, NM, Block, Diag, LearnedPermutation, SparseLinear, Unstructured
+from padst_fx.dst.assignment import Wanted
 from padst_fx.dst.learned_permutation import PermutationState
 from padst_fx.permutation import is_permutation
 
@@ -36,7 +38,8 @@ def trio(structure="diag", method="rigl", **settings):
 def backward(model, step, accumulate=1):
     for part in range(accumulate):
         generator = torch.Generator().manual_seed(step * accumulate + part)
-        x, y = torch.randn(8, 16, generator=generator), torch.randn(8, 4, generator=generator)
+        x = torch.randn(128, 16, generator=generator)
+        y = x @ torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
         (nn.functional.mse_loss(model(x), y) / accumulate).backward()
 
 
@@ -72,7 +75,7 @@ def test_updates_move_positions_and_nothing_else_changes(structure, method):
     model, optimizer, dst = trio(structure, method, callback=updates.append)
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     before = {n: (t.data_ptr(), t.shape, t.dtype) for n, t in tensors.items()}
-    assert train(model, optimizer, dst, range(1, 9)) == [False, True] * 4
+    assert train(model, optimizer, dst, range(1, 41)) == [False, True] * 20
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     assert {n: (t.data_ptr(), t.shape, t.dtype) for n, t in tensors.items()} == before
     assert sum(update.moved for update in updates) > 0
@@ -90,8 +93,6 @@ def test_weights_stay_with_their_features_and_new_ones_start_at_zero(structure):
     # So small a share of the units is none: only the permutation moves.
     model, optimizer, dst = trio(structure, "set", delta_t=4, drop_fraction=1e-9)
     train(model, optimizer, dst, range(1, 4))
-    backward(model, 4)
-    optimizer.step()
 
     def dense_forms(layer):
         state = optimizer.state[layer.values]
@@ -103,8 +104,13 @@ def test_weights_stay_with_their_features_and_new_ones_start_at_zero(structure):
     def mask(layer):
         return layer.pattern.mask(layer.index)[:, layer.perm.argsort()]
 
-    before = [(mask(layer), dense_forms(layer)) for layer in layers(model)]
-    assert dst.step()
+    for step in range(4, 100):
+        optimizer.zero_grad()
+        backward(model, step)
+        optimizer.step()
+        before = [(mask(layer), dense_forms(layer)) for layer in layers(model)]
+        if dst.step():
+            break
     for layer, (before_mask, old) in zip(layers(model), before, strict=True):
         kept = mask(layer) & before_mask
         for was, now in zip(old, dense_forms(layer), strict=True):
@@ -137,8 +143,8 @@ def test_accumulated_batches_give_the_signal_of_the_whole():
     whole, _, other = trio(delta_t=1)
     backward(model, 1, accumulate=2)
     parts = [torch.Generator().manual_seed(2 + part) for part in range(2)]
-    data = [(torch.randn(8, 16, generator=g), torch.randn(8, 4, generator=g)) for g in parts]
-    x, y = (torch.cat(tensors) for tensors in zip(*data, strict=True))
+    x = torch.cat([torch.randn(128, 16, generator=generator) for generator in parts])
+    y = x @ torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
     nn.functional.mse_loss(whole(x), y).backward()
     for a, b in zip(dst.permutations.states, other.permutations.states, strict=True):
         torch.testing.assert_close(a.signal, b.signal, rtol=1e-4, atol=1e-5)
@@ -293,13 +299,28 @@ def test_settings_out_of_range(settings, message):
         LearnedPermutation(**settings)
 
 
+def test_the_curvature_is_seen_in_the_weights_at_their_new_places():
+    layer = sparse_model()[0]
+    state = PermutationState("0", layer)
+    order = torch.arange(16)
+    order[[1, 5, 9]] = torch.tensor([5, 9, 1])
+    wanted = Wanted(torch.randn(32, 16), torch.ones(16), torch.zeros(32), torch.ones(16))
+    state.expect(wanted, order, state.columns())
+    trained, steepness = torch.randn_like(layer.values), 0.3
+    with torch.no_grad():
+        layer.values += trained
+    now = wanted.change[:, order] - steepness * state.columns().dense(trained)
+    state.observe(replace(wanted, change=now))
+    assert state.curvature.value == pytest.approx(steepness, rel=1e-4)
+    assert state.started is state.expected is None
+
+
 def test_new_positions_forget_what_the_old_ones_expected():
     model = sparse_model()
     state = PermutationState("0", model[0])
-    state.moved = torch.ones(16, dtype=torch.bool)
     state.started = state.expected = torch.ones(4)
     state.arm(state.positions.clone())
     assert state.expected is not None
     state.arm(state.positions.flip(0))
-    assert state.moved is state.started is state.expected is None
+    assert state.started is state.expected is None
     state.disarm()

@@ -103,6 +103,17 @@ def test_a_pre_norm_mlp_keeps_no_gather(structure):
     assert gathers_in(result) == result.report.gathers == 0
 
 
+@pytest.mark.parametrize("structure", [Diag(), Diag(width=8), Block(8), NM(1, 2), Unstructured()])
+def test_a_single_vit_block_keeps_no_gather(structure):
+    blocks = (m for m in model_zoo.get("vit").build().modules() if type(m).__name__ == "ViTLayer")
+    block = padst_fx.sparsify(next(blocks).eval(), structure, 0.5, permutation="random")
+    assert sum(isinstance(m, padst_fx.SparseLinear) for m in block.modules()) == 6
+    x = torch.randn(3, 5, model_zoo.HIDDEN)
+    result = padst_fx.freeze(block, x, skip_slower=False)
+    torch.testing.assert_close(result(x), block(x), rtol=1e-5, atol=1e-5)
+    assert gathers_in(result) == result.report.gathers == 0
+
+
 def test_only_the_second_projection_sparse():
     """Behind a dense first projection every structure's order is folded."""
     model = nn.Sequential(nn.Linear(32, 32), Block_(), Block_(), nn.Linear(32, 4)).eval()

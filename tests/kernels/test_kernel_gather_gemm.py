@@ -39,6 +39,23 @@ def test_scatter_equals_dense_maths(module: ModuleType, shape: str, setting: Set
     check_scatter(module, SCATTERS[shape], setting)
 
 
+# Rows of single entries: windows that one register holds, two, and none; many rows and columns.
+WINDOWS = {
+    "many-rows-and-columns": Gather(531, 1, 1, 1, 525, 10, torch.uint8),
+    "two-registers": Gather(37, 2, 1, 1, 75, 24, torch.uint8),
+    "full-registers": Gather(33, 3, 1, 1, 64, 32, torch.uint8),
+    "wide-index": Gather(18, 1, 1, 1, 100, 16),
+    "no-lookup": Gather(18, 2, 1, 1, 100, 40, torch.uint8),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("tokens", [1, 17, 261])
+@pytest.mark.parametrize("shape", WINDOWS)
+def test_single_entries_of_many_windows(shape: str, tokens: int, dtype: torch.dtype) -> None:
+    check_gather(native, WINDOWS[shape], Setting(tokens=tokens, dtype=dtype))
+
+
 @settings(max_examples=40, deadline=None)
 @given(data=st.data(), tokens=st.integers(0, 5), seed=st.integers(0, 1000))
 def test_any_blocks(data: st.DataObject, tokens: int, seed: int) -> None:

@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -97,16 +98,18 @@ def test_a_compiler_asked_for_and_not_found_is_named(monkeypatch: pytest.MonkeyP
 def test_a_damaged_library_is_built_once_more(
     fake_compiler: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    paths = []
+    paths, registered = [], []
 
-    def load_library(path: str) -> None:
+    def open_library(path: str) -> SimpleNamespace:
         paths.append(path)
         if Path(path).read_text() != "built\n":
             raise OSError("file too short")
+        return SimpleNamespace(padst_register=lambda: registered.append(path))
 
-    monkeypatch.setattr("torch.ops.load_library", load_library)
+    monkeypatch.setattr("ctypes.CDLL", open_library)
     build.library("portable").write_text("")
     load._load("portable")
+    assert registered == paths[1:]
     assert len(paths) == 2 and len(commands(fake_compiler)) == 2 * (len(build.sources()) + 1)
 
 

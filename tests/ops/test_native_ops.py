@@ -232,6 +232,19 @@ def test_packed_input_gradients_are_renewed_when_values_or_topology_change() -> 
         assert [count() for _ in range(4)] == KEPT_FROM_THE_SECOND
 
 
+def test_packed_forms_of_the_same_weights_are_kept_apart() -> None:
+    sparse = layer("nm")
+    for _ in range(3):
+        for tokens in (1, 40):
+            x = torch.randn(tokens, 160, requires_grad=True)
+            y = sparse(x)
+            torch.testing.assert_close(y.double(), dense(sparse, x), rtol=1e-4, atol=1e-4)
+            grad = torch.randn_like(y)
+            (dx,) = torch.autograd.grad(y, x, grad)
+            exact = grad.double() @ sparse.dense_weight().double()
+            torch.testing.assert_close(dx.double(), exact, rtol=1e-4, atol=1e-4)
+
+
 def test_packed_weights_of_compiled_code() -> None:
     sparse = layer("nm")
     check_renewed(sparse, torch.compile(sparse, backend="padst"))

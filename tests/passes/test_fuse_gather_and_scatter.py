@@ -129,3 +129,24 @@ def test_a_scattered_gradient_that_is_also_used_elsewhere_stays():
     layer = sparse_layer("shift")
     backend = check(lambda x: layer(x[..., layer.perm] * 2), [layer], random(6, 16))
     assert backend.counts == {"fuse_scatter": 0, "fuse_gather": 0}
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_compiled_by_inductor_a_training_step_is_that_of_eager(op):
+    torch._dynamo.reset()
+    layer = sparse_layer(op, bias=True, dtype=torch.float32)
+
+    def model(x):
+        return torch.tanh(layer(torch.sin(x).index_select(-1, layer.perm)))
+
+    options = {"strict": True, "fuse_gather": True}
+    compiled = torch.compile(model, backend="padst", fullgraph=True, options=options)
+    results = []
+    for call in (model, compiled):
+        x = random(2, 5, 16).float().requires_grad_()
+        y = call(x)
+        weight = torch.linspace(1, 2, y.numel()).view_as(y)
+        gradients = torch.autograd.grad((y * weight).sum(), [x, *layer.parameters()])
+        results.append([y.detach(), *gradients])
+    for eager, fused in zip(*results, strict=True):
+        torch.testing.assert_close(fused, eager, rtol=1e-5, atol=1e-5)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from padst_fx.permutation import is_permutation
 from padst_fx.permutation_search import retained_share, search
 from padst_fx.permutation_search.assignment import greedy, parts, reassign
+from padst_fx.permutation_search.climb import climb
 from padst_fx.permutation_search.objective import strongest_units
 from padst_fx.permutation_search.windows import exchange
 from padst_fx.structures import NM, Block, Diag, parse_structure
@@ -75,6 +76,8 @@ def test_a_permutation_that_never_keeps_less_than_the_identity(case, seed, heavy
         ("diag", 64, 64, 0.9, 1.0),
         ("diag", 256, 64, 0.9, 1.0),
         ("diag", 64, 96, 0.9, 1.0),
+        ("diag", 64, 128, 0.9, 1.0),
+        ("diag", 96, 256, 0.9, 1.0),
         (Diag(width=4), 64, 64, 0.8, 1.0),
         (Diag(width=4), 128, 256, 0.9, 1.0),
         (Diag(width=4), 256, 128, 0.9, 1.0),
@@ -157,3 +160,14 @@ def test_the_search_leaves_random_numbers_alone():
     state = torch.get_rng_state()
     search(bind("2:4", 16, 16, 0.5), random(16, 16).abs())
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_climb_never_goes_down():
+    pattern = bind("diag", 16, 16, 0.75)
+    size = pattern.mask(pattern.index_from_units(torch.tensor([[0, 3, 5, 6]]))).float()
+    start = torch.arange(16)
+
+    def spoil(perm):
+        perm.copy_(perm.roll(1)[torch.randperm(16, generator=torch.Generator().manual_seed(0))])
+
+    assert torch.equal(climb(pattern, size, start, spoil), start)

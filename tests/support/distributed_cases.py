@@ -25,9 +25,10 @@ from padst_fx.sharding import whole
 STEPS = 50
 VARIANT_STEPS = 10
 DELTA_T = 2
-BATCH = 8
+BATCH = 64
 FEATURES, HIDDEN, CLASSES = 16, 32, 4
 HARDEN_AT = 6
+OVERFLOW_AT = 3
 
 STRUCTURES = {
     "diag": "diag",
@@ -96,6 +97,8 @@ VARIANTS = [
     Case("fsdp, ties", "unstructured", "rigl_exact"),
 ]
 CASES = [*BASIC, *VARIANTS]
+# Trainings with an overflow in a gradient that only `DST` averages.
+OVERFLOWS = [Case("ddp", "diag", "set", "soft"), Case("ddp", "diag", "dynadiag")]
 # What two ranks must do just as one rank with the whole batch does.
 LIKE_ONE = [
     case
@@ -163,10 +166,14 @@ def wrap(case: Case, model: nn.Module) -> nn.Module:
 
 
 def batches(case: Case, step: int, rank: int, world: int) -> Iterator[tuple[Tensor, Tensor, bool]]:
-    """This rank's micro-batches of a step, and whether each is the last."""
+    """This rank's micro-batches of a step, and whether each is the last; the target is linear, so
+    that permutations have something to learn."""
+    teacher = torch.randn(
+        FEATURES, CLASSES, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     generator = torch.Generator().manual_seed(step)
     x = torch.randn(BATCH, FEATURES, generator=generator, dtype=torch.float64)
-    y = torch.randn(BATCH, CLASSES, generator=generator, dtype=torch.float64)
+    y = x @ teacher
     if "ties" in case.wrapper:
         x, y = torch.ones_like(x), torch.ones_like(y)
     if "bfloat16" in case.wrapper:
@@ -265,8 +272,9 @@ class Training:
 
 def train(case: Case, rank: int = 0, world: int = 1) -> dict[str, Any]:
     """Units and permutations and soft matrices after every step, as hashes; the last state, whole;
-    and whether storage stayed in place."""
+    whether permutations by index moved, and whether storage stayed in place."""
     training = Training(case, rank, world)
+    started = hashed(training.model, "perm")
     topologies, soft, before = [], [], addresses(training.model)
     for step in range(1, (STEPS if case in BASIC else VARIANT_STEPS) + 1):
         training.backward(step)
@@ -278,9 +286,38 @@ def train(case: Case, rank: int = 0, world: int = 1) -> dict[str, Any]:
         "topologies": topologies,
         "soft": soft,
         "state": training.state(),
+        "moved": case.permutation != "soft" and hashed(training.model, "perm") != started,
         "in place": before == addresses(training.model),
         "skipped": list(update.skipped),
     }
+
+
+def overflowing(case: Case, rank: int) -> dict[str, Any]:
+    """Gradient norms, loss scales and counted steps after every step, and the last state, with one
+    overflow on the second of two ranks, in a gradient that `DistributedDataParallel` does not
+    know."""
+    training = Training(case, rank, 2)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    last = training.model.last
+    added = last.alpha if last.soft_perm is None else last.soft_perm
+    norms, scales, counts = [], [], []
+    for step in range(1, VARIANT_STEPS + 1):
+        broken = step == OVERFLOW_AT and rank == 1
+        hook = added.register_hook(lambda g, factor=torch.inf if broken else 1.0: g * factor)
+        [(x, y, _)] = batches(case, step, rank, 2)
+        loss = nn.functional.mse_loss(training.run(x), y) + training.dst.penalty()
+        scaler.scale(loss).backward()
+        hook.remove()
+        scaler.unscale_(training.optimizer)
+        norm = nn.utils.clip_grad_norm_(training.model.parameters(), 0.1)
+        scaler.step(training.optimizer)
+        scaler.update()
+        training.optimizer.zero_grad()
+        training.dst.step()
+        norms.append(norm.nan_to_num())
+        scales.append(scaler.get_scale())
+        counts.append(training.dst.steps)
+    return {"norms": norms, "scales": scales, "counts": counts, "state": training.state()}
 
 
 def told(seed: int, value: float) -> tuple[str, list[str]]:

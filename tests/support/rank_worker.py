@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import distributed_cases as cases
@@ -34,6 +35,8 @@ def train(folder: Path) -> None:
     seen = {str(case): cases.train(case, rank, world) for case in chosen}
     seen["told of units"] = cases.told(seed=rank, value=1.0)
     seen["told of values"] = cases.told(seed=0, value=float(rank))
+    if world == 2:
+        seen |= {f"{case}, overflow": cases.overflowing(case, rank) for case in cases.OVERFLOWS}
     torch.save(seen, folder / f"{rank}.pt")
     if world == 2:
         resuming.run(folder / "whole")
@@ -44,7 +47,7 @@ def train(folder: Path) -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
     task, folder = sys.argv[1], Path(sys.argv[2])
     if task == "train":
         train(folder)

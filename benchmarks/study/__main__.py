@@ -1,0 +1,44 @@
+"""`python -m benchmarks.study [grid.json]`: train what is missing, then report.
+
+Runs that have a row in the result file are not trained again, so a stopped grid goes on where it
+was. `--report` only reads the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from benchmarks.results_file import RESULTS
+from benchmarks.study import report, runner, runs
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+def arguments(given: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.study", description=__doc__)
+    parser.add_argument("grid", nargs="?", type=Path, default=CONFIGS / "default.json")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--output", type=Path, help="default: benchmarks/results/study_<grid>.csv")
+    parser.add_argument("--report", action="store_true", help="only tables and pictures")
+    found = parser.parse_args(given)
+    if found.workers < 1:
+        parser.error(f"--workers must be at least 1, got {found.workers}")
+    found.output = found.output or RESULTS / f"study_{found.grid.stem}.csv"
+    return found
+
+
+def main() -> None:
+    """Train and report."""
+    given = arguments()
+    if not given.report:
+        missing = runner.remaining(runs.read(given.grid), given.output)
+        runner.train_all(missing, given.output, given.workers)
+    print(report.text(given.output))
+    report.draw(given.output)
+
+
+if __name__ == "__main__":
+    main()

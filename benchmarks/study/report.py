@@ -1,0 +1,201 @@
+"""Tables and pictures of a result file, made from the file alone."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from benchmarks.study import results
+from benchmarks.study.results import Row
+from benchmarks.study.runs import DENSE, Run
+from benchmarks.study.tasks import TASKS
+from padst_fx.tables import render
+
+CONFIDENCE = 0.95
+BASELINE = ("Unstructured()", "rigl", "identity")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in their seeds alone: values by seed, and the first run's fields."""
+
+    run: Run
+    values: dict[int, float]
+
+    @property
+    def cell(self) -> str:
+        """Mean and sample standard deviation."""
+        numbers = list(self.values.values())
+        if len(numbers) == 1:
+            return _number(numbers[0])
+        return f"{_number(mean(numbers))} ± {_number(stdev(numbers))}"
+
+    @property
+    def identity(self) -> tuple[str, str, str]:
+        """Structure, method and permutation."""
+        return self.run.structure, self.run.method, self.run.permutation
+
+
+def groups(rows: Iterable[Row]) -> list[Group]:
+    """Rows by everything but their seed, in the order of the file."""
+    values: dict[str, dict[int, float]] = defaultdict(dict)
+    first: dict[str, Run] = {}
+    for row in rows:
+        run = results.run_of(row)
+        key = replace(run, seed=0).key
+        first.setdefault(key, run)
+        values[key][run.seed] = float(row["value"])
+    return [Group(run, values[key]) for key, run in first.items()]
+
+
+def difference(one: Group, other: Group) -> tuple[float, float] | None:
+    """The mean of `one` less `other` over the seeds both have, and half of its 95 % interval.
+
+    Differences are paired by seed (Student's t). None for fewer than two seeds in common.
+    """
+    from scipy.stats import t
+
+    seeds = sorted(one.values.keys() & other.values.keys())
+    if len(seeds) < 2:
+        return None
+    differences = [one.values[seed] - other.values[seed] for seed in seeds]
+    quantile = float(t.ppf((1 + CONFIDENCE) / 2, len(seeds) - 1))
+    return mean(differences), quantile * stdev(differences) / len(seeds) ** 0.5
+
+
+def closed(group: Group, without: Group, baseline: Group) -> float | None:
+    """The share of the distance from `without` to the baseline that the group has covered.
+
+    None where the two ends are not apart by more than the interval of their difference.
+    """
+    apart = difference(baseline, without)
+    if apart is None or abs(apart[0]) <= apart[1]:
+        return None
+    gained = mean(group.values.values()) - mean(without.values.values())
+    return gained / apart[0]
+
+
+def text(path: Path) -> str:
+    """All tables as plain text."""
+    rows = results.read(path)
+    tables = []
+    for place, found in _by_place(groups(rows)).items():
+        tables.append(_table(place, found))
+    return "\n\n".join(tables)
+
+
+Place = tuple[str, float, str]  # task, sparsity, what else differs from the file's first run
+
+
+def _by_place(found: list[Group]) -> dict[Place, list[Group]]:
+    """Groups that one table compares; dense ones stand in every table of their task."""
+    places: dict[Place, list[Group]] = defaultdict(list)
+    for group in found:
+        if group.run.structure != DENSE:
+            places[_place(group.run)].append(group)
+    for group in found:
+        if group.run.structure == DENSE:
+            for place, members in places.items():
+                if place[0] == group.run.task:
+                    members.insert(0, group)
+    return places
+
+
+def _place(run: Run) -> Place:
+    settings = (
+        f"size {run.size}, {run.steps} steps, delta_t {run.delta_t}, drop {run.drop_fraction:g}, "
+        f"{run.distribution}, layers {run.layers}"
+    )
+    return run.task, run.sparsity, settings
+
+
+def _table(place: Place, found: list[Group]) -> str:
+    task, sparsity, settings = place
+    by_identity = {group.identity: group for group in found}
+    baseline = by_identity.get(BASELINE)
+    metric = TASKS[task].metric
+    rows = []
+    for group in found:
+        structure, method, permutation = group.identity
+        without = by_identity.get((structure, method, "identity"))
+        rows.append([
+            structure, method, permutation, f"{group.run.learning_rate:g}", str(len(group.values)),
+            group.cell,
+            _interval(group, baseline),
+            _interval(group, without if permutation not in ("", "identity") else None),
+            _share(group, without, baseline),
+        ])  # fmt: skip
+    better = "higher" if TASKS[task].higher_is_better else "lower"
+    return render(
+        f"{task}, {sparsity:.0%} sparse: {metric} ({better} is better); {settings}",
+        ["structure", "method", "permutation", "rate", "seeds", metric,
+         "less RigL's (95 %)", "less identity's (95 %)", "gap to RigL closed"],
+        rows,
+    )  # fmt: skip
+
+
+def _interval(group: Group, other: Group | None) -> str:
+    if other is None or other is group:
+        return ""
+    found = difference(group, other)
+    return "" if found is None else f"{found[0]:+.3g} ± {found[1]:.2g}"
+
+
+def _share(group: Group, without: Group | None, baseline: Group | None) -> str:
+    if without is None or baseline is None or group is without or group is baseline:
+        return ""
+    share = closed(group, without, baseline)
+    return "no gap" if share is None else f"{share:.0%}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def draw(path: Path) -> Path | None:
+    """A panel per task, the metric against sparsity, a line per structure and permutation.
+
+    Returns the picture's path, None where matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+    except ModuleNotFoundError:
+        return None
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    found = groups(results.read(path))
+    tasks = list(dict.fromkeys(group.run.task for group in found))
+    figure, axes = plt.subplots(
+        1, len(tasks), figsize=(4.6 * len(tasks), 3.8), squeeze=False, layout="constrained"
+    )
+    for task, panel in zip(tasks, axes[0], strict=True):
+        _panel(panel, [group for group in found if group.run.task == task])
+        panel.set_title(task, fontsize=10)
+        panel.set_ylabel(TASKS[task].metric)
+        panel.set_xlabel("sparsity")
+    figure.savefig(path.with_suffix(".png"), dpi=110)
+    return path.with_suffix(".png")
+
+
+def _panel(panel: Any, found: list[Group]) -> None:
+    lines: dict[tuple[str, str, str], list[Group]] = defaultdict(list)
+    for group in found:
+        if group.run.structure == DENSE:
+            panel.axhline(mean(group.values.values()), color="black", linewidth=1, label=DENSE)
+        else:
+            lines[group.identity].append(group)
+    for (structure, method, permutation), members in lines.items():
+        members.sort(key=lambda group: group.run.sparsity)
+        numbers = [list(group.values.values()) for group in members]
+        spread = [stdev(values) if len(values) > 1 else 0.0 for values in numbers]
+        panel.errorbar(
+            [group.run.sparsity for group in members], [mean(values) for values in numbers],
+            yerr=spread, marker="o", markersize=3, linewidth=1, capsize=2,
+            label=f"{structure} {method} {permutation}",
+        )  # fmt: skip
+    panel.legend(fontsize=6, frameon=False)

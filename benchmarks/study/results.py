@@ -1,0 +1,46 @@
+"""The result file of the study: CSV, one row a run, added to as runs end."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import describe
+from benchmarks.study.runs import Run
+
+Row = dict[str, str]
+
+
+def read(path: Path) -> list[Row]:
+    """All rows; none where there is no file."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def run_of(row: Row) -> Run:
+    """The run that a row is of."""
+    kinds = {"float": float, "int": int, "str": str, "bool": lambda text: text == "True"}
+    return Run(**{f.name: kinds[str(f.type)](row[f.name]) for f in fields(Run)})
+
+
+def add(path: Path, row: dict[str, Any]) -> None:
+    """Append a row, with the machine, versions and commit; the first one writes the header."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    full = {**row, **describe()}
+    is_new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, list(full), lineterminator="\n")
+        if is_new:
+            writer.writeheader()
+        writer.writerow(full)
+
+
+def last_json(text: str) -> dict[str, Any]:
+    """The row that a run's process printed last."""
+    row: dict[str, Any] = json.loads(text.strip().splitlines()[-1])
+    return row

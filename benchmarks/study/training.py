@@ -1,0 +1,129 @@
+"""Trains one run with the public API and says what came out."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import padst_fx
+from benchmarks.study.runs import DENSE, Run
+from benchmarks.study.structures import STRUCTURES
+from benchmarks.study.tasks import TASKS
+from benchmarks.study.tasks.task import Task
+
+WARM_UP = 0.1
+T_END = 0.75
+WEIGHT_DECAY = 0.01
+CLIP = 1.0
+
+
+def train(run: Run, tick: Callable[[], object] = lambda: None) -> dict[str, Any]:
+    """The row of a run: its fields, and what was measured."""
+    task = TASKS[run.task]
+    task.check_size(run.size, run.sparsity)
+    torch.manual_seed(run.seed)
+    model = _sparsified(task.model(run.size), task, run)
+    optimizer = torch.optim.AdamW(model.parameters(), run.learning_rate, weight_decay=WEIGHT_DECAY)
+    dst = None if run.structure == DENSE else _dst(model, optimizer, run)
+    rate = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        [group["lr"] for group in optimizer.param_groups],
+        total_steps=run.steps,
+        pct_start=WARM_UP,
+    )
+    form = torch.compile(model, backend=_backend(run)) if run.compiled else model
+    generator = torch.Generator().manual_seed(run.seed)
+    seconds = []
+    for _ in range(run.steps):
+        inputs, targets = task.inputs(run.seed, generator)
+        start = time.perf_counter()
+        step(form, task, inputs, targets, optimizer, dst)
+        rate.step()
+        seconds.append(time.perf_counter() - start)
+        tick()
+    model.eval()
+    return {
+        **asdict(run),
+        "metric": task.metric,
+        "value": task.evaluate(model, run.seed),
+        "step_ms": round(statistics.median(seconds) * 1e3, 3),
+        "seconds": round(sum(seconds), 1),
+        "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "exploration": "" if dst is None else round(dst.exploration, 4),
+        "distance": _distances(model),
+    }
+
+
+def step(
+    form: nn.Module | Callable[..., Tensor],
+    task: Task,
+    inputs: Tensor,
+    targets: Tensor,
+    optimizer: torch.optim.Optimizer,
+    dst: padst_fx.DST | None,
+) -> None:
+    """One step of training; the scheduler is the caller's."""
+    loss = task.loss(form(inputs), targets)
+    if dst is not None:
+        loss = loss + dst.penalty()
+    loss.backward()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    nn.utils.clip_grad_norm_(parameters, CLIP)
+    optimizer.step()
+    optimizer.zero_grad()
+    if dst is not None:
+        dst.step()
+
+
+def _sparsified(model: nn.Module, task: Task, run: Run) -> nn.Module:
+    if run.structure == DENSE:
+        return model
+    return padst_fx.sparsify(
+        model,
+        STRUCTURES[run.structure],
+        run.sparsity,
+        permutation=run.permutation,
+        distribution=run.distribution,
+        include=run.layers.split(),
+        exclude=task.exclude or None,
+        init="random",
+    )
+
+
+def _dst(model: nn.Module, optimizer: torch.optim.Optimizer, run: Run) -> padst_fx.DST:
+    t_end = max(1, round(T_END * run.steps))
+    soft = None
+    if run.permutation == "soft":
+        soft = padst_fx.SoftPermutation(harden_at=max(1, round(run.harden_at * run.steps)))
+    return padst_fx.DST(
+        model,
+        optimizer,
+        run.method,
+        delta_t=run.delta_t,
+        t_end=t_end,
+        drop_fraction=run.drop_fraction,
+        seed=run.seed,
+        soft=soft,
+    )
+
+
+def _backend(run: Run) -> str:
+    return "inductor" if run.structure == DENSE else "padst"
+
+
+def _distances(model: nn.Module) -> str:
+    """The share of positions away from the identity, of every permuted layer in its order."""
+    shares = []
+    for module in model.modules():
+        if isinstance(module, padst_fx.SparseLinear) and module.perm.numel():
+            own = torch.arange(module.perm.numel(), device=module.perm.device)
+            shares.append(f"{float((module.perm != own).double().mean()):.3f}")
+    return " ".join(shares)

@@ -1,0 +1,1 @@
+"""A sparse vision transformer, trained on digits, exported to ONNX and served over HTTP."""

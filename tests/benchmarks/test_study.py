@@ -1,0 +1,119 @@
+"""The study: grids, resuming, and the arithmetic of its report."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks.study import report, results, runner, runs
+from benchmarks.study.report import Group, closed, difference
+from benchmarks.study.runs import Run
+from benchmarks.study.tasks import TASKS
+from benchmarks.study.training import train
+
+RUN = Run("teacher", "Diag()", "learned", "rigl", 0.9, 0, 12, 1e-2, 32, delta_t=4)
+
+
+def grid(tmp_path, **content):
+    path = tmp_path / "grid.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_a_grid_is_the_product_of_its_lists(tmp_path):
+    path = grid(
+        tmp_path,
+        defaults={"task": "teacher", "steps": 10, "size": 32, "method": "rigl", "seed": [0, 1]},
+        learning_rates={"teacher": {"dense": 0.1, "Diag": 0.2, "Block": 0.3}},
+        grids=[
+            {
+                "structure": ["dense", "Diag(width=4)", "Block(4)"],
+                "permutation": ["identity", "learned"],
+                "sparsity": [0.8, 0.9],
+            }
+        ],
+    )
+    found = runs.read(path)
+    # A dense run has no permutation and no sparsity, so it is there once per seed.
+    assert len(found) == 2 + 2 * 2 * 2 * 2
+    assert {(run.structure, run.learning_rate) for run in found} == {
+        ("dense", 0.1), ("Diag(width=4)", 0.2), ("Block(4)", 0.3),
+    }  # fmt: skip
+    assert {(r.permutation, r.method, r.sparsity) for r in found if r.structure == "dense"} == {
+        ("", "", 0.0)
+    }
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"), [({"widht": 3}, "has no widht"), ({}, "lacks .*sparsity")]
+)
+def test_a_wrong_grid_is_refused(tmp_path, entry, words):
+    fields = {"task": "teacher", "structure": "Diag()", **entry}
+    with pytest.raises(ValueError, match=words):
+        runs.read(grid(tmp_path, grids=[fields]))
+
+
+def test_rows_come_back_as_their_runs_and_are_not_trained_again(tmp_path):
+    path = tmp_path / "study.csv"
+    others = [replace(RUN, seed=seed, compiled=seed == 1) for seed in (1, 2)]
+    for run in (RUN, others[0]):
+        results.add(path, {**run.__dict__, "value": 0.5})
+    assert [results.run_of(row) for row in results.read(path)] == [RUN, others[0]]
+    assert runner.remaining([RUN, *others], path) == [others[1]]
+
+
+def test_runs_are_trained_in_processes_and_a_failure_keeps_what_is_done(tmp_path):
+    path = tmp_path / "study.csv"
+    runner.train_all([RUN], path, 1)
+    (row,) = results.read(path)
+    again = train(RUN)
+    assert float(row["value"]) == pytest.approx(again["value"], rel=1e-3)
+    assert int(row["parameters"]) == 32 * 3 + 32
+    with pytest.raises(runner.RunFailed, match="teacher Block\\(5\\)"):
+        runner.train_all([replace(RUN, structure="Block(5)")], path, 1)
+    assert len(results.read(path)) == 1
+
+
+def group(structure, permutation, values):
+    run = replace(RUN, structure=structure, permutation=permutation)
+    return Group(run, dict(enumerate(values)))
+
+
+def test_differences_are_paired_by_seed():
+    one, other = group("a", "x", [3.0, 5.0, 8.0]), group("a", "y", [1.0, 2.0, 3.0])
+    # Differences 2, 3, 5: mean 10/3, deviation 1.5275, t(0.975, 2) = 4.3027.
+    found = difference(one, other)
+    assert found == pytest.approx((10 / 3, 4.3027 * 1.5275 / 3**0.5), rel=1e-4)
+    assert difference(one, group("a", "z", [1.0])) is None
+
+
+def test_the_share_of_a_gap_and_no_gap():
+    low, high = group("d", "identity", [0.5, 0.52, 0.51]), group("u", "identity", [0.9, 0.91, 0.92])
+    between = group("d", "learned", [0.7, 0.72, 0.71])
+    assert closed(between, low, high) == pytest.approx(0.5)
+    assert closed(between, low, group("u", "identity", [0.5, 0.53, 0.51])) is None
+
+
+def test_a_report_is_made_from_the_file_alone(tmp_path):
+    path = tmp_path / "study.csv"
+    rigl = replace(RUN, structure="Unstructured()", permutation="identity")
+    plain = replace(RUN, permutation="identity")
+    dense = replace(RUN, structure="dense", permutation="", method="", sparsity=0.0)
+    for base, value in ((dense, 0.1), (rigl, 0.2), (plain, 0.6), (RUN, 0.3)):
+        for seed in (0, 1, 2):
+            run = replace(base, seed=seed)
+            results.add(path, {**run.__dict__, "value": value + 0.001 * seed})
+    shown = report.text(path)
+    assert "relative error (lower is better)" in shown and "75%" in shown
+    assert report.draw(path).exists()
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_trains_and_is_measured(name):
+    size = 16 if name.startswith("digits") else 32
+    row = train(replace(RUN, task=name, size=size, structure="Diag()", steps=4, delta_t=2))
+    assert torch.isfinite(torch.tensor(row["value"]))
+    assert row["exploration"] > 0 and row["distance"]

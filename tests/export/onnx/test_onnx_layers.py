@@ -1,0 +1,80 @@
+"""Every structure behind every kind of permutation, in one file each way."""
+
+from __future__ import annotations
+
+import itertools
+
+import onnx
+import pytest
+import torch
+from onnx_checks import TOLERANCE, error, outputs, run, session
+from torch import Tensor, nn
+from torch.export import Dim
+
+import padst_fx
+from padst_fx import NM, Block, Diag, SparseLinear, Unstructured
+
+STRUCTURES = (
+    Diag(),
+    Diag(run=4),
+    Diag(width=8),
+    Block(8),
+    NM(2, 4),
+    NM(1, 10),
+    NM(1, 6, tile=16),
+    Unstructured(),
+)
+PERMUTATIONS = ("identity", "random", "learned", "soft")
+SHAPES = ((64, 96), (96, 64), (64, 64))
+
+
+def layer(
+    structure: padst_fx.Structure, permutation: str, shape: tuple[int, int]
+) -> SparseLinear:
+    """A sparse layer as a training leaves it: a learned or soft permutation is a hard one."""
+    sparsity = None if isinstance(structure, NM) else 0.75
+    made = SparseLinear(*shape, structure, sparsity, permutation=permutation)
+    if permutation == "learned":
+        made.perm.copy_(torch.randperm(shape[0]))
+    if permutation == "soft":
+        made.harden(torch.randperm(shape[0]))
+    return made
+
+
+class Branches(nn.Module):
+    """Every combination, side by side; the smaller ones of two widths read a part of the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList(
+            layer(structure, permutation, SHAPES[number % len(SHAPES)])
+            for number, (structure, permutation) in enumerate(
+                itertools.product(STRUCTURES, PERMUTATIONS)
+            )
+        )
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [branch(x[..., : branch.in_features]) for branch in self.layers]
+
+
+@pytest.fixture(scope="module")
+def branches() -> Branches:
+    return Branches().eval()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "custom_ops"), [((2, 2), False), ((4, 40), False), ((4, 40), True)]
+)
+def test_equal_to_the_eager_model(branches, tmp_path, custom_ops, tokens):
+    path = tmp_path / "branches.onnx"
+    shapes = {"x": {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}}
+    report = padst_fx.export_onnx(
+        branches, torch.randn(*tokens, 96), path, shapes, custom_ops=custom_ops
+    )
+    assert len(report.layers) == len(branches.layers)
+    onnx.checker.check_model(path)
+    opened = session(path)
+    for size in ((3, 7, 96), (1, 1, 96), (2, 50, 96)):
+        x = torch.randn(size)
+        assert error(run(opened, x), outputs(branches, x)) < TOLERANCE
