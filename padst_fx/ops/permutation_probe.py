@@ -35,10 +35,11 @@ def _signal(grad: Tensor, x: Tensor, perm: Tensor, positions: Tensor) -> Tensor:
 
 def _every_other(tensor: Tensor, first: int) -> Tensor:
     """The rows of every other sample from `first` on; of a single sample, every other row."""
-    features = tensor.shape[-1]
+    flat = rows(tensor)
+    count, features = flat.shape
     is_batch = tensor.dim() > 2 and tensor.shape[0] > 1
-    samples = tensor.shape[0] if is_batch else rows(tensor).shape[0]
-    return tensor.reshape(samples, -1, features)[first::2].reshape(-1, features)
+    length = max(1, count // tensor.shape[0]) if is_batch else 1
+    return flat.reshape(count // length, length, features)[first::2].flatten(0, 1)
 
 
 def _fake_signal(grad: Tensor, x: Tensor, perm: Tensor, positions: Tensor) -> Tensor:

@@ -132,7 +132,10 @@ def test_a_layer_used_twice_with_a_learned_permutation(structure, method):
         model[0](model[0](torch.randn(8, 16)).relu()).square().mean().backward()
         optimizer.step()
         optimizer.zero_grad()
-        assert dst.step() == (number % 2 == 0)
+        assert number % 2 == 0 or not dst.step()
+        if number % 2 == 0:
+            dst.step()
+            assert dst.last_update.step == number and dst.last_update.skipped == ()
     assert_sound(model)
 
 

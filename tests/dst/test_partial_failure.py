@@ -95,8 +95,8 @@ def test_a_failed_assignment_leaves_each_layer_before_or_after_its_move(monkeypa
     model, optimizer, dst = trio()
     step(model, optimizer, dst, 1)
     with monkeypatch.context() as patch:
-        assign = resolve("padst_fx.dst.assignment.assign")
-        patch.setattr("padst_fx.dst.assignment.assign", failing(assign, at))
+        choose = resolve("padst_fx.dst.learned_permutation.choose_features")
+        patch.setattr("padst_fx.dst.learned_permutation.choose_features", failing(choose, at))
         with pytest.raises(Fault):
             step(model, optimizer, dst, 2)
     assert_sound(model, optimizer)
