@@ -23,7 +23,7 @@ from padst_fx import DST, NM, Block, SoftPermutation
 from padst_fx.sharding import whole
 
 STEPS = 50
-VARIANT_STEPS = 10
+FEWER_STEPS = 10
 DELTA_T = 2
 BATCH = 64
 FEATURES, HIDDEN, CLASSES = 16, 32, 4
@@ -52,13 +52,21 @@ class Case:
         return f"{self.wrapper}, {self.structure}, {self.method}, {self.permutation}"
 
 
-# Every method and every kind of permutation that moves.
-METHODS = [
-    ("diag", "set", "soft"),
-    ("block", "rigl"),
-    ("nm", "rigl_exact"),
-    ("block", "mest", "learned"),
-    ("diag", "dynadiag"),
+# Every method and every kind of permutation that moves, in one of the wrappers for many steps.
+LONG = [
+    Case("ddp", "diag", "set", "soft"),
+    Case("ddp", "block", "rigl"),
+    Case("fsdp", "nm", "rigl_exact"),
+    Case("fsdp", "block", "mest", "learned"),
+    Case("ddp", "diag", "dynadiag"),
+]
+# In the other one for few, on four ranks too.
+FOUR = [
+    Case("fsdp", "diag", "set", "soft"),
+    Case("fsdp", "block", "rigl"),
+    Case("ddp", "nm", "rigl_exact"),
+    Case("ddp", "block", "mest", "learned"),
+    Case("fsdp", "diag", "dynadiag"),
 ]
 MORE_METHODS = [
     ("diag", "set"),
@@ -72,10 +80,6 @@ MORE_METHODS = [
     ("diag", "dynadiag", "learned"),
     ("block", "rigl", "soft"),
 ]
-BASIC = [Case(wrapper, *method) for wrapper in ("ddp", "fsdp") for method in METHODS]
-# Four ranks train every method too, most of them in the wrapper that is quicker.
-SHARDED_ON_FOUR = [("nm", "rigl_exact"), ("block", "mest", "learned")]
-FOUR = [Case("fsdp" if method in SHARDED_ON_FOUR else "ddp", *method) for method in METHODS]
 VARIANTS = [
     *(Case("ddp", *method) for method in MORE_METHODS),
     Case("fsdp", "unstructured", "mest"),
@@ -96,7 +100,7 @@ VARIANTS = [
     Case("ddp, ties", "nm", "rigl"),
     Case("fsdp, ties", "unstructured", "rigl_exact"),
 ]
-CASES = [*BASIC, *VARIANTS]
+CASES = [*LONG, *FOUR, *VARIANTS]
 # Trainings with an overflow in a gradient that only `DST` averages.
 OVERFLOWS = [Case("ddp", "diag", "set", "soft"), Case("ddp", "diag", "dynadiag")]
 # What two ranks must do just as one rank with the whole batch does.
@@ -270,13 +274,18 @@ class Training:
         return {"model": self.state(), "slots": slots, "dst": torch.load(dst)}
 
 
+def steps(case: Case) -> int:
+    """How long a case is trained."""
+    return STEPS if case in LONG else FEWER_STEPS
+
+
 def train(case: Case, rank: int = 0, world: int = 1) -> dict[str, Any]:
     """Units and permutations and soft matrices after every step, as hashes; the last state, whole;
     whether permutations by index moved, and whether storage stayed in place."""
     training = Training(case, rank, world)
     started = hashed(training.model, "perm")
     topologies, soft, before = [], [], addresses(training.model)
-    for step in range(1, (STEPS if case in BASIC else VARIANT_STEPS) + 1):
+    for step in range(1, steps(case) + 1):
         training.backward(step)
         training.step()
         topologies.append(hashed(training.model, "index", "perm"))
@@ -301,7 +310,7 @@ def overflowing(case: Case, rank: int) -> dict[str, Any]:
     last = training.model.last
     added = last.alpha if last.soft_perm is None else last.soft_perm
     norms, scales, counts = [], [], []
-    for step in range(1, VARIANT_STEPS + 1):
+    for step in range(1, FEWER_STEPS + 1):
         broken = step == OVERFLOW_AT and rank == 1
         hook = added.register_hook(lambda g, factor=torch.inf if broken else 1.0: g * factor)
         [(x, y, _)] = batches(case, step, rank, 2)
