@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import torch
@@ -53,6 +53,8 @@ TABLES: dict[str, Callable[[Settings], Table]] = {
     "post-training": post_training.run,
     "shared-reads": shared_reads.run,
 }
+# Of tables that measure other structures than most do.
+OWN_STRUCTURES: dict[str, Collection[str]] = {"onnx": onnx_runtime.STRUCTURES}
 PARTIAL_FOLDER = Path("build/benchmarks")
 QUICK_ROUNDS, ROUNDS = 5, 20
 
@@ -83,17 +85,22 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
         help="let the cost model of the package know this machine's forward times",
     )
     found = parser.parse_args(given)
-    for kind, names, valid in (
-        ("table", found.tables, TABLES), ("structure", found.only, STRUCTURES)
-    ):  # fmt: skip
-        for name in names:
-            if name not in valid:
-                parser.error(f"unknown {kind} {name!r}; valid: {', '.join(valid)}")
+    _check_names(parser, "table", found.tables, TABLES)
+    for table in found.tables or TABLES:
+        _check_names(parser, "structure", found.only, OWN_STRUCTURES.get(table, STRUCTURES))
     if found.rounds is not None and found.rounds < 1:
         parser.error(f"--rounds must be at least 1, got {found.rounds}")
     if found.record_costs and (found.quick or "kernels" not in (found.tables or TABLES)):
         parser.error("--record-costs needs the whole table kernels, without --quick")
     return found
+
+
+def _check_names(
+    parser: argparse.ArgumentParser, kind: str, names: list[str], valid: Collection[str]
+) -> None:
+    for name in names:
+        if name not in valid:
+            parser.error(f"unknown {kind} {name!r}; valid: {', '.join(valid)}")
 
 
 def main() -> int:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from padst_fx.dst import DST, LearnedPermutation, SoftPermutation
     from padst_fx.export.aoti import export_aoti
     from padst_fx.export.onnx import export_onnx
+    from padst_fx.export.tensorrt import export_tensorrt, refit_tensorrt
     from padst_fx.freezing import explain, freeze
     from padst_fx.layers import SparseLinear
     from padst_fx.planning import Plan, plan
@@ -37,6 +38,8 @@ _HOMES = {
     "export_aoti": "export.aoti",
     "explain": "freezing",
     "export_onnx": "export.onnx",
+    "export_tensorrt": "export.tensorrt",
+    "refit_tensorrt": "export.tensorrt",
     "freeze": "freezing",
     "SparseLinear": "layers",
     "Plan": "planning",
@@ -77,12 +80,14 @@ __all__ = [
     "explain",
     "export_aoti",
     "export_onnx",
+    "export_tensorrt",
     "find_projections",
     "freeze",
     "load",
     "load_sharded",
     "load_training",
     "plan",
+    "refit_tensorrt",
     "replicated_parameters",
     "save",
     "save_sharded",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,12 @@ def read(path: Path) -> list[Row]:
 
 def run_of(row: Row) -> Run:
     """The run that a row is of."""
-    kinds = {"float": float, "int": int, "str": str, "bool": lambda text: text == "True"}
+    kinds: dict[str, Callable[[str], Any]] = {
+        "float": float,
+        "int": int,
+        "str": str,
+        "bool": lambda text: text == "True",
+    }
     return Run(**{f.name: kinds[str(f.type)](row[f.name]) for f in fields(Run)})
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import onnxruntime
@@ -28,6 +29,13 @@ class Classifier:
         if array.ndim != 3 or array.shape[1:] != (8, 8):
             raise ValueError(f"images must be [N, 8, 8], got {list(array.shape)}")
         return self.session.run(None, {self.input: array})[0]
+
+
+class Classifies(Protocol):
+    """What a server needs of a classifier."""
+
+    def logits(self, images: list[list[list[float]]]) -> np.ndarray:
+        """The logits of nested lists; raises `ValueError` unless they are 8 x 8 images."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -59,6 +67,6 @@ class Handler(BaseHTTPRequestHandler):
 class Server(ThreadingHTTPServer):
     """Serves one classifier on a free port of this machine."""
 
-    def __init__(self, classifier: Classifier) -> None:
+    def __init__(self, classifier: Classifies) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.classifier = classifier

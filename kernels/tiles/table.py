@@ -26,7 +26,7 @@ def lookup(device: torch.device, problem: Problem) -> Tiles:
     """The tile to launch with; a dictionary look-up from the second call on."""
     choose = _CHOICE.get()
     chosen = choose(problem) if choose is not None else None
-    return chosen if chosen is not None else _chosen(device, problem)
+    return chosen if chosen is not None else tabled(device, problem)
 
 
 @contextmanager
@@ -47,7 +47,8 @@ def forced(kernel: str, tiles: Tiles) -> Iterator[None]:
 
 
 @functools.lru_cache(maxsize=REMEMBERED)
-def _chosen(device: torch.device, problem: Problem) -> Tiles:
+def tabled(device: torch.device, problem: Problem) -> Tiles:
+    """The measured tile of the device, else the calculated one."""
     if device.type == "cuda":
         measured = read(torch.cuda.get_device_name(device)).get(problem.key())
         if measured is not None:
@@ -57,7 +58,7 @@ def _chosen(device: torch.device, problem: Problem) -> Tiles:
 
 def forget() -> None:
     """Read the measured tables anew at the next look-up."""
-    _chosen.cache_clear()
+    tabled.cache_clear()
     read.cache_clear()
 
 

@@ -267,8 +267,8 @@ class SparseLinear(nn.Module):
         # wrappers may replace, are asked for once, buffers are taken from where they are.
         perm, index = self._buffers["perm"], self._buffers["index"]
         assert perm is not None and index is not None
-        if (bias := self.bias) is None:
-            bias = self.absent
+        own_bias = self.bias
+        bias = self.absent if own_bias is None else own_bias
         if self.permutation == "soft" and (matrix := self.soft_perm) is not None:
             x, perm = F.linear(x, matrix.to(x.dtype)), perm[:0]
         y = self.pattern.linear(x, self.effective_values(), index, perm, bias)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from padst_fx.compiled import uncompiled
+from padst_fx.export.target import check_target
 from padst_fx.freezing import FrozenModel, freeze
 from padst_fx.freezing.trace import hint
 from padst_fx.passes.projection_op import projection_ops
@@ -60,23 +61,23 @@ def export_onnx(
     written or changed.
     """
     _check_packages()
-    from padst_fx.export.onnx.files import check_target, write
+    from padst_fx.export.onnx.files import write
     from padst_fx.export.onnx.lowering import define, expand, lower
     from padst_fx.export.onnx.report import Report
 
     target = check_target(path)
-    opset = _checked_opset(opset)
+    opset = checked_opset(opset)
     if weights not in STORAGE:
         raise ValueError(f"weights must be one of {', '.join(STORAGE)}; got {weights!r}")
     if custom_ops and weights != "compact":
         raise ValueError(f"custom_ops stores compact weights, got weights={weights!r}")
-    frozen = _frozen(model, example_inputs, dynamic_shapes)
-    program = _translated(frozen, example_inputs, dynamic_shapes, opset)
-    names = _names(frozen.program)
+    frozen_model = frozen(model, example_inputs, dynamic_shapes)
+    program = translated(frozen_model, example_inputs, dynamic_shapes, opset)
+    names = layer_names(frozen_model)
     layers = (
         define(program.model, names)
         if custom_ops
-        else lower(program.model, names, _tokens(program))
+        else lower(program.model, names, example_tokens(program))
     )
     if weights == "expanded":
         expand(program.model)
@@ -91,7 +92,8 @@ def _check_packages() -> None:
         )
 
 
-def _checked_opset(opset: int | None) -> int:
+def checked_opset(opset: int | None) -> int:
+    """The opset, the default one for None; `ValueError` for one that is not supported."""
     if opset is None:
         return DEFAULT_OPSET
     if isinstance(opset, bool) or opset not in OPSETS:
@@ -99,7 +101,8 @@ def _checked_opset(opset: int | None) -> int:
     return opset
 
 
-def _frozen(model: Any, example_inputs: Any, dynamic_shapes: Any) -> FrozenModel:
+def frozen(model: Any, example_inputs: Any, dynamic_shapes: Any) -> FrozenModel:
+    """The frozen form of a model that may be exported: it is one, and in evaluation mode."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     training = [name for name, module in uncompiled(model).named_modules() if module.training]
@@ -112,8 +115,8 @@ def _frozen(model: Any, example_inputs: Any, dynamic_shapes: Any) -> FrozenModel
     return freeze(model, example_inputs, dynamic_shapes, skip_slower=False)
 
 
-def _translated(
-    frozen: FrozenModel, example_inputs: Any, dynamic_shapes: Any, opset: int
+def translated(
+    frozen_model: FrozenModel, example_inputs: Any, dynamic_shapes: Any, opset: int
 ) -> torch.onnx.ONNXProgram:
     """The ONNX model with every sparse layer as one node without a body."""
     from padst_fx.export.onnx.translation import translation_table
@@ -123,7 +126,7 @@ def _translated(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
-                frozen.program,
+                frozen_model.program,
                 args,
                 kwargs=kwargs,
                 dynamic_shapes=dynamic_shapes,
@@ -137,11 +140,11 @@ def _translated(
     return program
 
 
-def _names(module: nn.Module) -> Names:
+def layer_names(frozen_model: FrozenModel) -> Names:
     """The layers and shapes of matrices, by what tells these from others."""
     from padst_fx.export.onnx.masked import fingerprint
 
-    tensors = module.state_dict().items()
+    tensors = frozen_model.program.state_dict().items()
     return {
         fingerprint(tensor.cpu().float().numpy()): (name.rpartition(".")[0], tuple(tensor.shape))
         for name, tensor in tensors
@@ -149,7 +152,7 @@ def _names(module: nn.Module) -> Names:
     }
 
 
-def _tokens(program: torch.onnx.ONNXProgram) -> dict[str, int]:
+def example_tokens(program: torch.onnx.ONNXProgram) -> dict[str, int]:
     """How many tokens each sparse layer was given with the example inputs, by its name."""
     exported = program.exported_program
     assert exported is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from padst_fx.export.onnx.row_blocks import RowBlocks, mask_of
@@ -57,6 +58,9 @@ class Form:
     name: str
     reason: str
     blocks: RowBlocks | None = None
+
+
+Choice = Callable[[SparseNode, int], Form]
 
 
 def choose(layer: SparseNode, tokens: int) -> Form:

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, RemoveUnusedFunctionsPass, RemoveUnusedNodesPass
 from onnxscript.optimizer import fold_constants
 
-from padst_fx.export.onnx.forms import Form, choose
+from padst_fx.export.onnx.forms import Choice, Form, choose
 from padst_fx.export.onnx.functions import DOMAIN, FUNCTIONS, PADST
 from padst_fx.export.onnx.masked import Gaps, Names, fingerprint, is_masked
 from padst_fx.export.onnx.products import compute
@@ -20,8 +20,10 @@ from padst_fx.export.onnx.writer import Writer
 UNLIMITED = 2**62
 
 
-def lower(model: ir.Model, names: Names, tokens: dict[str, int]) -> tuple[Layer, ...]:
-    """Give every sparse layer of a translated model its cheapest form in standard operators.
+def lower(
+    model: ir.Model, names: Names, tokens: dict[str, int], choose: Choice = choose
+) -> tuple[Layer, ...]:
+    """Give every sparse layer of a translated model the form chosen for it in standard operators.
 
     `names` are those of masked weights, `tokens` says how many tokens a layer of this name was
     given. Works in place.

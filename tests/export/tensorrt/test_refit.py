@@ -1,0 +1,109 @@
+"""New weights and masks for an engine that was built once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import engine_models
+import numpy as np
+import onnxruntime
+import pytest
+import safetensors.numpy
+import torch
+from torch import nn
+
+import padst_fx
+from padst_fx.export.tensorrt.source_model import source_model
+
+X = (torch.randn(3, engine_models.WIDTH),)
+
+
+def exported(model: nn.Module, path: Path) -> Path:
+    padst_fx.export_tensorrt(model, X, path, refit="inputs", compute_capabilities=["8.9"])
+    return path
+
+
+def train(model: nn.Module) -> int:
+    """Some steps with changes of the topology; how often it changed."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    dst = padst_fx.DST(model, optimizer, method="rigl", delta_t=1, t_end=4, drop_fraction=0.5)
+    model.train()
+    changes = 0
+    for _ in range(4):
+        model(torch.randn(16, engine_models.WIDTH)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        changes += dst.step()
+    model.eval()
+    return changes
+
+
+def run(graph: bytes, engine: Path, x: torch.Tensor) -> np.ndarray:
+    """What the engine's graph computes from the weights that lie beside it."""
+    session = onnxruntime.InferenceSession(graph)
+    weights = safetensors.numpy.load_file(f"{engine}.weights.safetensors")
+    names = [each.name for each in session.get_inputs()]
+    (given,) = set(names) - weights.keys()
+    assert set(names) - {given} == weights.keys()
+    (y,) = session.run(None, {given: x.numpy(), **weights})
+    return y
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [(padst_fx.Block(size=16), padst_fx.NM(2, 4)),
+     (padst_fx.Diag(), padst_fx.NM(1, 4, tile=16))],
+)  # fmt: skip
+def test_engine_follows_training_without_being_rebuilt(
+    first: padst_fx.Structure, second: padst_fx.Structure, tmp_path: Path
+) -> None:
+    model = engine_models.pair(first, second)
+    engine = exported(model, tmp_path / "m.engine")
+    built, record = engine.read_bytes(), (tmp_path / "m.engine.json").read_bytes()
+    graph = source_model(model, X, None, 20, "inputs").serialized()
+    torch.testing.assert_close(torch.from_numpy(run(graph, engine, X[0])), model(*X).detach())
+    indices = [layer.index.clone() for layer in (model.first, model.second)]
+    assert train(model) > 0
+    for index, layer in zip(indices, (model.first, model.second), strict=True):
+        assert not torch.equal(index, layer.index)
+    written = padst_fx.refit_tensorrt(engine, model, X)
+    assert written == (tmp_path / "m.engine.weights.safetensors",)
+    assert engine.read_bytes() == built
+    assert (tmp_path / "m.engine.json").read_bytes() == record
+    # The old graph, whose weights are all inputs, with the new weights.
+    torch.testing.assert_close(torch.from_numpy(run(graph, engine, X[0])), model(*X).detach())
+
+
+def test_another_structure_is_refused_and_nothing_changes(tmp_path: Path) -> None:
+    engine = exported(engine_models.small(), tmp_path / "m.engine")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match=r"has shape .* in the model and .* in the engine"):
+        padst_fx.refit_tensorrt(engine, engine_models.small(sparsity=0.5), X)
+
+    class Other(engine_models.Small):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.second(torch.sigmoid(self.norm(self.first(x))))
+
+    other = engine_models.small()
+    other.__class__ = Other
+    with pytest.raises(ValueError, match="graph is not the one"):
+        padst_fx.refit_tensorrt(engine, other, X)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_an_engine_with_constants_is_refused(tmp_path: Path) -> None:
+    model = engine_models.small()
+    padst_fx.export_tensorrt(model, X, tmp_path / "m", compute_capabilities=["8.9"])
+    with pytest.raises(ValueError, match="exported without refit"):
+        padst_fx.refit_tensorrt(tmp_path / "m", model, X)
+    with pytest.raises(FileNotFoundError, match="json"):
+        padst_fx.refit_tensorrt(tmp_path / "other", model, X)
+
+
+def test_tensorrts_own_refitting_needs_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RuntimeError, match="refit='weights' needs a CUDA device"):
+        padst_fx.export_tensorrt(engine_models.small(), X, tmp_path / "m", refit="weights")
+    assert not list(tmp_path.iterdir())
