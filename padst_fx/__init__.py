@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from padst_fx.planning import Plan, plan
     from padst_fx.projections import Projection, find_projections
     from padst_fx.report import summary
+    from padst_fx.sharded_checkpoint import load_sharded, save_sharded
+    from padst_fx.sharding import replicated_parameters
     from padst_fx.structures import NM, Block, Diag, Structure, StructureError, Unstructured
     from padst_fx.surgery import densify, sparsify
     from padst_fx.training_checkpoint import load_training, save_training
@@ -52,6 +54,9 @@ _HOMES = {
     "Structure": "structures",
     "StructureError": "structures",
     "Unstructured": "structures",
+    "load_sharded": "sharded_checkpoint",
+    "save_sharded": "sharded_checkpoint",
+    "replicated_parameters": "sharding",
     "summary": "report",
     "load_training": "training_checkpoint",
     "save_training": "training_checkpoint",
@@ -79,10 +84,13 @@ __all__ = [
     "find_projections",
     "freeze",
     "load",
+    "load_sharded",
     "load_training",
     "plan",
     "refit_tensorrt",
+    "replicated_parameters",
     "save",
+    "save_sharded",
     "save_training",
     "sparsify",
     "summary",

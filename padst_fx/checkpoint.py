@@ -17,6 +17,7 @@ from padst_fx.compiled import plain_name, uncompiled
 from padst_fx.layers.attention import MultiheadAttention
 from padst_fx.layers.dense import DenseForm
 from padst_fx.layers.linear import SparseLinear
+from padst_fx.sharding import is_sharded
 from padst_fx.structures import structure_from_config
 from padst_fx.surgery import swap_modules
 
@@ -29,8 +30,8 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     The file is safetensors: parameters and buffers by their `state_dict` names, without those of
     `torch.compile`'s wrapper, and metadata with the layers' structures, names of shared tensors
     and a checksum. It is written beside `path` and moved there when complete. Raises `ValueError`
-    for a model without sparse layers, one on the meta device, and one with state that is no
-    tensor (`get_extra_state`).
+    for a model without sparse layers, one on the meta device, one that is sharded over ranks, and
+    one with state that is no tensor (`get_extra_state`).
     """
     header, tensors = content(model)
     write(Path(path), header, tensors)
@@ -58,6 +59,11 @@ def load(
 def content(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The header and tensors of a model's file; raises what `save` raises."""
     model = uncompiled(model)
+    if name := next((n for n, p in model.named_parameters() if is_sharded(p)), None):
+        raise ValueError(
+            f"{name} is sharded, and a file holds whole tensors: use padst_fx.save_sharded, load "
+            "that in one process, and save there"
+        )
     modules = {plain_name(name): module for name, module in model.named_modules()}
     layers = {n: _layer_config(m) for n, m in modules.items() if isinstance(m, SparseLinear)}
     if not layers:

@@ -73,21 +73,41 @@ class GradientAverage:
 
     @torch.no_grad()
     def _average(self) -> None:
-        """Of those that have a gradient on any rank, in the same order on every rank."""
-        parameters = [p for reference in self._watched if (p := reference()) is not None]
-        size = world_size(self.group)
-        reached = torch.tensor(
-            [parameter.grad is not None for parameter in parameters],
-            dtype=torch.int32,
-            device=parameters[0].device,
-        )
-        dist.all_reduce(reached, group=self.group)
-        for parameter, ranks in zip(parameters, reached.tolist(), strict=True):
-            if ranks:
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-                dist.all_reduce(parameter.grad, group=self.group)
-                parameter.grad /= size
+        watched = [p for reference in self._watched if (p := reference()) is not None]
+        average_gradients(watched, self.group)
+
+
+def average_gradients(
+    parameters: Sequence[nn.Parameter], group: dist.ProcessGroup | None
+) -> None:
+    """Average gradients over ranks, now; every rank has to ask.
+
+    A rank without a gradient adds zero; where no rank has one it stays None. One reduction for
+    all parameters of a dtype.
+    """
+    by_kind: dict[tuple[torch.dtype, torch.device], list[nn.Parameter]] = {}
+    for parameter in parameters:
+        by_kind.setdefault((parameter.dtype, parameter.device), []).append(parameter)
+    for alike in by_kind.values():
+        _average_alike(alike, group)
+
+
+def _average_alike(parameters: Sequence[nn.Parameter], group: dist.ProcessGroup | None) -> None:
+    lengths = [parameter.numel() for parameter in parameters]
+    present = [parameter.grad is not None for parameter in parameters]
+    parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    flags = parts[0].new_tensor([float(here) for here in present])
+    flat = torch.cat([flags, *(part.detach().reshape(-1) for part in parts)])
+    dist.all_reduce(flat, group=group)
+    # Only a rank that lacks a gradient has to wait for the answer whether another has one.
+    known = present if all(present) else flat[: len(parameters)].bool().tolist()
+    averages = (flat[len(parameters) :] / world_size(group)).split(lengths)
+    for parameter, somewhere, average in zip(parameters, known, averages, strict=True):
+        if not somewhere:
+            continue
+        if parameter.grad is None:
+            parameter.grad = torch.empty_like(parameter)
+        parameter.grad.copy_(average.view_as(parameter))
 
 
 def _at_the_end(call: Any) -> None:

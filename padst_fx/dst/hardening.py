@@ -183,19 +183,31 @@ class Hardening:
             "put_off": self.put_off,
         }
 
-    def check_state(self, state_dict: dict[str, Any], soft: Sequence[str]) -> None:
-        """Raise `ValueError` for a state in which other layers are soft than `soft` says."""
+    def check_fits(self, state_dict: dict[str, Any]) -> None:
+        """Raise `ValueError` for a damaged state, and for one in which layers are soft that never
+        can be."""
         check_fields(
             "not a state of soft permutations",
             state_dict,
             {"soft": list, "events": int, "put_off": int},
         )
+        self.check_state(state_dict, [n for n, _ in self.layers if n in state_dict["soft"]])
+
+    def check_state(self, state_dict: dict[str, Any], soft: Sequence[str]) -> None:
+        """Raise `ValueError` for a state in which other layers are soft than `soft` says."""
         if state_dict["soft"] != list(soft):
             differing = sorted(set(soft) ^ set(state_dict["soft"]))
             raise ValueError(
                 f"other permutations are soft in the state; they differ in {differing[:5]}. "
                 "Load the model's state first"
             )
+
+    def be_as_soft_as(self, state_dict: dict[str, Any]) -> None:
+        """Have matrices in the layers that are soft in a state, and in no others."""
+        for name, layer in self.layers:
+            layer.be_soft(name in state_dict["soft"])
+        if self.layers:
+            self.claim()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from `state_dict()`; the optimizer gets the matrices that the model has now."""

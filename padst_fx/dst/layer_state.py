@@ -12,6 +12,9 @@ from torch.utils.hooks import RemovableHandle
 from padst_fx.dst.exploration import Exploration
 from padst_fx.layers.linear import SparseLinear
 from padst_fx.saved_fields import check_fields, check_shape
+from padst_fx.sharding import whole
+from padst_fx.structures import Pattern
+from padst_fx.structures.dense_gradient import DenseGradient
 
 # The fields of a layer's saved state.
 STATE: dict[str, Any] = {
@@ -38,10 +41,12 @@ class LayerState:
         return {**self.__dict__, "_handle": None}
 
     @classmethod
-    def of(cls, name: str, layer: SparseLinear) -> LayerState:
-        """Fresh state: the present units count as explored."""
+    def of(
+        cls, name: str, layer: SparseLinear, scorer: Pattern | DenseGradient
+    ) -> LayerState:
+        """Fresh state, for scores of the given kind: the present units count as explored."""
         exploration = Exploration(layer.pattern)
-        layer.renew_probe()
+        layer.collect(scorer)
         state = cls(name, layer, exploration)
         exploration.add(state.units())
         return state
@@ -64,11 +69,11 @@ class LayerState:
         check_shape(f"{self.name}: explored", saved["explored"], self.exploration.bits.shape)
         if saved["explored"].dtype != torch.uint8:
             raise ValueError(f"{self.name}: explored is {saved['explored'].dtype}, not bits")
-        check_shape(f"{self.name}: growth", saved["growth"], pattern.probe_shape)
+        check_shape(f"{self.name}: growth", saved["growth"], self.layer.scorer.probe_shape)
         norms = (pattern.groups, pattern.active)
         check_shape(f"{self.name}: gradient_norms", saved["gradient_norms"], norms)
         if saved["growth"] is not None:
-            scores, units = pattern.growth_candidates(saved["growth"])
+            scores, units = self.layer.scorer.growth_candidates(saved["growth"])
             if not bool(((units >= 0) & (units < pattern.candidates) | (scores < 0)).all()):
                 raise ValueError(f"{self.name}: growth is of units that do not exist")
 
@@ -95,27 +100,33 @@ class LayerState:
     def _collect(self, probe: Tensor) -> None:
         assert probe.grad is not None
         arrived, probe.grad = probe.grad.detach(), None
-        pattern = self.layer.pattern
-        if not pattern.is_one_use(arrived):
+        scorer = self.layer.scorer
+        if not scorer.is_one_use(arrived):
             raise RuntimeError(
-                f"{self.name} ({pattern.structure}) was used more than once in one backward; the "
-                "growth scores of N:M cannot be added up. Use method 'set' or 'mest', or exclude it"
+                f"{self.name} ({self.layer.pattern.structure}) was used more than once in one "
+                "backward; the growth scores of N:M cannot be added up. Use method 'set', 'mest' "
+                "or 'rigl_exact', or exclude it"
             )
         self.growth = (
-            arrived if self.growth is None else pattern.merge_growth(self.growth, arrived)
+            arrived if self.growth is None else scorer.merge_growth(self.growth, arrived)
         )
+
+    def growth_candidates(self) -> tuple[Tensor, Tensor]:
+        """Growth scores `[groups, C]` and the ids of the candidates they belong to."""
+        assert self.growth is not None
+        return self.layer.scorer.growth_candidates(self.growth)
 
     def capture_gradient(self, scale: Tensor | None) -> None:
         """Remember the unit norms of the values' gradient, divided by a loss scale."""
         gradient = self.layer.values.grad
         if gradient is None:
             return
-        norms = self.layer.pattern.unit_norms(gradient, self.layer.index)
+        norms = self.layer.pattern.unit_norms(whole(gradient), self.layer.index)
         self.gradient_norms = norms if scale is None else norms / scale
 
     def magnitudes(self) -> Tensor:
         """Unit norms of the values, `[groups, active]`."""
-        return self.layer.pattern.unit_norms(self.layer.values, self.layer.index)
+        return self.layer.pattern.unit_norms(whole(self.layer.values), self.layer.index)
 
     def random_candidates(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Uniform growth scores for every candidate, and the candidates' ids."""

@@ -19,6 +19,7 @@ from padst_fx.dst.optimizer_state import slots
 from padst_fx.dst.statistics import PermutationUpdate
 from padst_fx.layers.linear import DEFAULT_POSITIONS, SparseLinear
 from padst_fx.saved_fields import check_fields, check_shape
+from padst_fx.sharding import whole, whole_tensors
 
 # Updates in a row that consider the same positions: the second sees what the first one's moves
 # became.
@@ -114,19 +115,23 @@ class PermutationState:
         """The considered columns, as the units are now."""
         return Columns.of(self.layer, self.positions.long())
 
+    def values(self) -> Tensor:
+        """The values as the forward uses them, whole on every rank."""
+        return self.layer.scaled(whole(self.layer.values))
+
     def observe(self, wanted: Wanted) -> None:
         """Learn the curvature from what training did since; `index` must be as it was then."""
         if self.started is None or self.expected is None:
             return
         columns = self.columns()
         now = columns.pick(wanted.change, columns.place)
-        trained = columns.read(self.layer.effective_values()) - self.started
+        trained = columns.read(self.values()) - self.started
         self.curvature.observe(self.expected, now, trained.to(now))
         self.started = self.expected = None
 
     def expect(self, wanted: Wanted, order: Tensor, columns: Columns) -> None:
         """Remember the weights and what they want, of the features that `order` gives them."""
-        self.started = columns.read(self.layer.effective_values())
+        self.started = columns.read(self.values())
         self.expected = columns.pick(wanted.change, order[columns.place])
 
     def state_dict(self) -> dict[str, Any]:
@@ -206,10 +211,13 @@ class LearnedPermutations:
 
     def merge(self, group: dist.ProcessGroup | None) -> None:
         """Give every rank the signal of the whole batch."""
-        for state in self.states:
-            like = state.probe.detach()
-            state.signal = agreement.sum_over_ranks(state.signal, like, group)
-            if state.signal is not None:
+        if not self.states:
+            return
+        here = [state.signal is not None for state in self.states]
+        reached = agreement.any_rank_each(here, group, self.states[0].probe.device)
+        for state, somewhere in zip(self.states, reached, strict=True):
+            if somewhere:
+                state.signal = agreement.sum_over_ranks(state.signal, state.probe, group)
                 # Losses are means over each rank's batch; moments are sums over tokens.
                 state.signal[: 2 * state.layer.out_features] /= agreement.world_size(group)
 
@@ -256,7 +264,7 @@ class LearnedPermutations:
     ) -> PermutationUpdate:
         layer, considered = state.layer, state.positions.long()
         columns = state.columns()
-        values = columns.dense(layer.effective_values()).to(wanted.change)
+        values = columns.dense(state.values()).to(wanted.change)
         gain = Gain(wanted, values, columns.mask())
         limit = round(fraction * len(considered))
         order = choose_features(gain, state.curvature.value, limit).to(considered.device)
@@ -288,7 +296,8 @@ class LearnedPermutations:
         tensors = [layer.values, *slots(optimizer, f"{state.name}.values", layer.values)]
         if layer.values.grad is not None:
             tensors.append(layer.values.grad)
-        columns.exchange(tensors, order)
+        with whole_tensors(tensors) as gathered:
+            columns.exchange(gathered, order)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the settings and the seed."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from padst_fx.dst import agreement
 from padst_fx.dst.gradient_average import GradientAverage
@@ -24,6 +26,7 @@ from padst_fx.dst.statistics import LayerUpdate, SoftUpdate, Update
 from padst_fx.dst.update import Choice, choose_units
 from padst_fx.layers.linear import SparseLinear
 from padst_fx.saved_fields import check_fields, check_generator
+from padst_fx.sharding import check_sharding, sharded_modules, whole_tensors
 
 log = logging.getLogger(__name__)
 
@@ -54,12 +57,12 @@ class DST:
 
     Call `step()` after `optimizer.step()` at every step; every `delta_t` steps before `t_end`
     it drops the weakest units of every layer, grows as many, and moves learned permutations.
-    `method` is "set", "rigl", "mest" or "dynadiag" (for `Diag` only); `schedule` ("cosine",
-    "linear", "constant") lowers `drop_fraction`, the share of active units exchanged. `callback`
-    is called with an `Update` after each one. `seed` is for random growth and for which positions
-    of learned permutations an update looks at; `learned` has their settings. Steps that the
-    optimizer skips (as `torch.amp.GradScaler` does on overflow) do not count. "dynadiag" gives its
-    scores a parameter group of their own in the optimizer, so build learning-rate schedulers
+    `method` is "set", "rigl", "rigl_exact", "mest" or "dynadiag" (for `Diag` only); `schedule`
+    ("cosine", "linear", "constant") lowers `drop_fraction`, the share of active units exchanged.
+    `callback` is called with an `Update` after each one. `seed` is for random growth and for which
+    positions of learned permutations an update looks at; `learned` has their settings. Steps that
+    the optimizer skips (as `torch.amp.GradScaler` does on overflow) do not count. "dynadiag" gives
+    its scores a parameter group of their own in the optimizer, so build learning-rate schedulers
     afterwards; so do soft permutations, for which `soft` has the settings: they are projected after
     every optimizer step, cost what `penalty()` says, and are hardened by a few of the updates.
 
@@ -89,6 +92,7 @@ class DST:
         layers = trainable_layers(model)
         self.optimizer = base_optimizer(optimizer)
         check_holds(self.optimizer, layers)
+        check_sharding(model, layers)
         self.method_name = method
         self.method = METHODS[method]()
         self.delta_t = delta_t
@@ -103,6 +107,7 @@ class DST:
         self.last_update: Update | None = None
         self._pending = False
         self._optimizer_stepped = False
+        self._listening = True
         refuse_managed(layers)
         softness = SoftSchedule(soft or SoftPermutation(), delta_t, t_end)
         self.hardening = Hardening(layers, self.optimizer, softness, process_group)
@@ -111,7 +116,10 @@ class DST:
         self.averaging = GradientAverage(process_group)
         self.method.prepare(layers, self.optimizer)
         self.hardening.start(model)
-        self.states = [LayerState.of(name, layer) for name, layer in layers]
+        self.states = [
+            LayerState.of(name, layer, self.method.scorer(layer.pattern)) for name, layer in layers
+        ]
+        self._sharded_modules = sharded_modules(model)
         self.permutations = LearnedPermutations(layers, learned or LearnedPermutation(), seed)
         self._attach()
 
@@ -121,7 +129,7 @@ class DST:
         this = weakref.ref(self)
 
         def after(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-            if (manager := this()) is not None:
+            if (manager := this()) is not None and manager._listening:
                 manager._after_optimizer_step()
 
         self.optimizer.register_step_post_hook(after)
@@ -157,8 +165,10 @@ class DST:
                 state.forget()
             self.permutations.forget()
             return False
+        if self.steps == 0 or self._due(self.steps + 1):
+            self._shard()
         if self.steps == 0:
-            self._check_slots()
+            self._first_checks()
         self._optimizer_stepped = False
         self.steps += 1
         self._pending = self._due(self.steps)
@@ -241,6 +251,11 @@ class DST:
 
         `soft` names the layers whose permutations will be soft when the state is loaded.
         """
+        self.check_fits(state_dict)
+        self.hardening.check_state(state_dict["hardening"], soft)
+
+    def check_fits(self, state_dict: dict[str, Any]) -> None:
+        """As `check_state_dict`, whichever permutations are still soft."""
         check_fields("not a state of DST", state_dict, STATE)
         if state_dict["method"] != self.method_name:
             raise ValueError(
@@ -253,8 +268,30 @@ class DST:
             raise ValueError(f"the state is of other layers; they differ in {other[:5]}")
         for state in self.states:
             state.check_state(state_dict["layers"][state.name])
-        self.hardening.check_state(state_dict["hardening"], soft)
+        self.hardening.check_fits(state_dict["hardening"])
         self.permutations.check_state(state_dict["permutations"])
+
+    def check_alike(self) -> None:
+        """Raise `RuntimeError`, on every rank, if units or permutations differ between ranks."""
+        self._check_alike_at(self.steps)
+
+    def _check_alike_at(self, step: int) -> None:
+        layers = [(state.name, state.layer) for state in self.states]
+        agreement.check_alike(layers, step, self.process_group)
+
+    def collected(self) -> list[str]:
+        """The layers that hold scores or signals of a backward pass that no update has used."""
+        held = [s.name for s in self.states if s.growth is not None or s.gradient_norms is not None]
+        return held + [s.name for s in self.permutations.states if s.signal is not None]
+
+    @contextmanager
+    def unheard(self) -> Iterator[None]:
+        """Optimizer steps in here do not count: they only make the optimizer's state be there."""
+        self._listening = False
+        try:
+            yield
+        finally:
+            self._listening = True
 
     def _graphs_from_now_on(self) -> int:
         """How many variants of the model later steps may use: the plain one, and the scoring one
@@ -292,20 +329,34 @@ class DST:
         self._optimizer_stepped = True
         self.hardening.project()
         if self.method.needs_gradient and self._due(self.steps + 1):
+            self._shard()
             for state in self.states:
                 state.capture_gradient(getattr(self.optimizer, "grad_scale", None))
 
-    def _check_slots(self) -> None:
+    def _first_checks(self) -> None:
+        check_holds(self.optimizer, [(state.name, state.layer) for state in self.states])
+        self._check_alike_at(self.steps + 1)
         for state in self.states:
             slots(self.optimizer, f"{state.name}.values", state.layer.values)
 
+    def _reduce_scores(self) -> None:
+        """Give every rank the scores of all, after a look at whether they are still alike."""
+        group = self.process_group
+        if agreement.world_size(group) == 1:
+            return
+        self.check_alike()
+        if self.method.needs_growth:
+            agreement.merge_growth(self.states, group)
+        self.permutations.merge(group)
+
+    def _shard(self) -> None:
+        """Have FSDP2's parameters in place of the unsharded ones that a forward has left."""
+        for module in self._sharded_modules:
+            module.reshard()
+
     @torch.no_grad()
     def _update(self, soft: SoftUpdate | None) -> bool:
-        if agreement.world_size(self.process_group) > 1 and self.method.needs_growth:
-            for state in self.states:
-                agreement.merge_growth(state, self.process_group)
-        if agreement.world_size(self.process_group) > 1:
-            self.permutations.merge(self.process_group)
+        self._reduce_scores()
         reached = [state for state in self.states if self._has_scores(state)]
         fraction = self.schedule(self.steps, self.t_end, self.drop_fraction)
         scored = [(state, self._scores(state)) for state in reached]
@@ -371,7 +422,8 @@ class DST:
         if layer.values.grad is not None:
             moving.append(layer.values.grad)
         index = layer.pattern.index_from_units(new)
-        layer.pattern.rearrange(moving, old, new)
+        with whole_tensors(moving) as gathered:
+            layer.pattern.rearrange(gathered, old, new)
         layer.index.copy_(index)
         self.method.after_update(state, self.optimizer, old, new)
         state.exploration.add(new)
@@ -403,9 +455,15 @@ class DST:
             self.callback(update)
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model in `DistributedDataParallel`, so that names do not depend on the wrapper."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
 def trainable_layers(model: nn.Module) -> list[tuple[str, SparseLinear]]:
     """The sparse layers whose values are trained, or a `ValueError` that says why none is."""
-    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, SparseLinear)]
+    modules = unwrapped(model).named_modules()
+    layers = [(name, module) for name, module in modules if isinstance(module, SparseLinear)]
     if not layers:
         raise ValueError("the model has no SparseLinear; call padst_fx.sparsify(model, ...) first")
     trained = [(name, layer) for name, layer in layers if layer.values.requires_grad]

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from padst_fx.dst.layer_state import LayerState
 from padst_fx.dst.optimizer_state import move_to_own_group, slots
 from padst_fx.layers.linear import SparseLinear, soft_top_k
+from padst_fx.sharding import whole_tensors
+from padst_fx.structures import Pattern
+from padst_fx.structures.dense_gradient import DenseGradient
 from padst_fx.structures.diag import DiagPattern
 
 
@@ -31,6 +34,10 @@ class Method(ABC):
         self, state: LayerState, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """Scores `[groups, C]` and the candidates' ids; negative scores are no candidates."""
+
+    def scorer(self, pattern: Pattern) -> Pattern | DenseGradient:
+        """What scoring steps collect for a layer of this pattern."""
+        return pattern
 
     def prepare(
         self, layers: list[tuple[str, SparseLinear]], optimizer: torch.optim.Optimizer
@@ -76,8 +83,15 @@ class RigL(Method):
     def growth_scores(
         self, state: LayerState, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        assert state.growth is not None
-        return state.layer.pattern.growth_candidates(state.growth)
+        return state.growth_candidates()
+
+
+class ExactRigL(RigL):
+    """RigL by the norms of the whole batch's gradient: the dense gradient is summed over
+    micro-batches and ranks before norms are taken."""
+
+    def scorer(self, pattern: Pattern) -> DenseGradient:
+        return DenseGradient(pattern)
 
 
 class MEST(SET):
@@ -113,7 +127,7 @@ class DynaDiag(Method):
             if not isinstance(layer.pattern, DiagPattern):
                 raise ValueError(
                     f"method 'dynadiag' needs the structure Diag, but {name} has "
-                    f"{layer.pattern.structure}; valid there: 'set', 'rigl', 'mest'"
+                    f"{layer.pattern.structure}; valid there: 'set', 'rigl', 'rigl_exact', 'mest'"
                 )
         for _, layer in layers:
             if layer.alpha is None:
@@ -128,7 +142,8 @@ class DynaDiag(Method):
         self.begin_step(layer, 0.0)
         assert isinstance(layer.pattern, DiagPattern) and layer.temperature is not None
         scale = soft_top_k(alpha, layer.pattern.active, layer.temperature)
-        layer.values.copy_(layer.pattern.scale_values(layer.values, layer.index, 1 / scale))
+        with whole_tensors([layer.values]) as [values]:
+            values.copy_(layer.pattern.scale_values(values, layer.index, 1 / scale))
 
     def added_parameters(self, layer: SparseLinear) -> list[nn.Parameter]:
         return [] if layer.alpha is None else [layer.alpha]
@@ -147,8 +162,7 @@ class DynaDiag(Method):
     def growth_scores(
         self, state: LayerState, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        assert state.growth is not None
-        gradient, ids = state.layer.pattern.growth_candidates(state.growth)
+        gradient, ids = state.growth_candidates()
         alpha = self._alpha(state.layer)
         relative = gradient / gradient.amax().clamp(min=torch.finfo(gradient.dtype).tiny)
         return relative + (alpha - alpha.amin()), ids
@@ -175,6 +189,7 @@ class DynaDiag(Method):
 METHODS: dict[str, type[Method]] = {
     "set": SET,
     "rigl": RigL,
+    "rigl_exact": ExactRigL,
     "mest": MEST,
     "dynadiag": DynaDiag,
 }

@@ -21,8 +21,10 @@ from padst_fx.permutation import (
     permute_columns,
     unpermute_columns,
 )
+from padst_fx.sharding import is_sharded
 from padst_fx.soft_permutation import near_identity_
 from padst_fx.structures import Pattern, Structure, parse_structure
+from padst_fx.structures.dense_gradient import DenseGradient
 from padst_fx.structures.diag import DiagPattern
 
 # Positions of a learned permutation that one scoring step looks at, unless DST is told otherwise.
@@ -40,7 +42,8 @@ class SparseLinear(nn.Module):
     `padst_fx.DST` writes into them. The attribute `probe` is neither: a tensor that no forward
     reads, whose `requires_grad` makes a step a scoring one and whose gradient is the growth score.
     With a learned permutation `permutation_probe` does the same for the features that `positions`
-    read; otherwise both are None.
+    read; otherwise both are None. `scorer` says what the probe collects: by default the pattern's
+    own growth scores.
 
     Input `[..., in_features]`, output `[..., out_features]`, both of the parameters' dtype (or
     autocast's). Raises `StructureError` for dimensions the structure does not divide,
@@ -76,6 +79,7 @@ class SparseLinear(nn.Module):
         self.in_features = in_features
         self.out_features = out_features
         self.pattern: Pattern = pattern
+        self.scorer: Pattern | DenseGradient = pattern
         self.permutation = permutation
         self.role = "other"
         self.dense_form = DenseForm(nn.Linear)
@@ -187,11 +191,15 @@ class SparseLinear(nn.Module):
         if not isinstance(self.pattern, DiagPattern):
             raise ValueError(f"scores need the structure Diag, got {self.pattern.structure}")
         if self.alpha is None:
-            alpha = self.values.new_empty(self.pattern.candidates).detach()
+            alpha = self._beside_values(self.pattern.candidates)
             self._start_scores(alpha)
             self.alpha = nn.Parameter(alpha)
             self.temperature = torch.ones((), dtype=alpha.dtype, device=alpha.device)
         return self.alpha
+
+    def _beside_values(self, *shape: int) -> Tensor:
+        """An uninitialized tensor; whole where the values are sharded, as `new_empty` is not."""
+        return torch.empty(shape, dtype=self.values.dtype, device=self.values.device)
 
     def _start_scores(self, alpha: Tensor) -> None:
         alpha.zero_()[self.pattern.units_from_index(self.index)[0]] = 1
@@ -205,7 +213,7 @@ class SparseLinear(nn.Module):
         if self.permutation != "soft":
             raise ValueError(f"only a soft permutation has a matrix, got {self.permutation!r}")
         if self.soft_perm is None:
-            matrix = self.values.new_empty(self.in_features, self.in_features)
+            matrix = self._beside_values(self.in_features, self.in_features)
             self.soft_perm = nn.Parameter(near_identity_(matrix), requires_grad=False)
 
     @torch.no_grad()
@@ -239,11 +247,15 @@ class SparseLinear(nn.Module):
 
     def effective_values(self) -> Tensor:
         """The values as the forward uses them: scaled by DynaDiag's soft top-k if it is on."""
+        return self.scaled(self.values)
+
+    def scaled(self, values: Tensor) -> Tensor:
+        """Values by DynaDiag's soft top-k, in their own dtype; the values themselves without it."""
         if self.alpha is None:
-            return self.values
+            return values
         assert isinstance(self.pattern, DiagPattern) and self.temperature is not None
         scale = soft_top_k(self.alpha, self.pattern.active, self.temperature)
-        return self.pattern.scale_values(self.values, self.index, scale)
+        return self.pattern.scale_values(values, self.index, scale.to(values.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.in_features:
@@ -258,10 +270,10 @@ class SparseLinear(nn.Module):
         own_bias = self.bias
         bias = self.absent if own_bias is None else own_bias
         if self.permutation == "soft" and (matrix := self.soft_perm) is not None:
-            x, perm = F.linear(x, matrix), perm[:0]
+            x, perm = F.linear(x, matrix.to(x.dtype)), perm[:0]
         y = self.pattern.linear(x, self.effective_values(), index, perm, bias)
         if self.probe.requires_grad:
-            y = self.pattern.probe(y, x, index, perm, self.probe)
+            y = self.scorer.probe(y, x, index, perm, self.probe)
         if self.permutation_probe is not None and self.permutation_probe.requires_grad:
             assert self.positions is not None
             y = torch.ops.padst.permutation_probe(
@@ -290,6 +302,25 @@ class SparseLinear(nn.Module):
         hardened = self.permutation == "soft" and self.soft_perm is None
         return "soft, hardened" if hardened else self.permutation
 
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As every module's; refuses what tensor parallelism would put in a parameter's place.
+
+        `fully_shard` does not come this way, and loading into what it has sharded may. Raises
+        `ValueError`.
+        """
+        if is_sharded(param) and not is_sharded(self._parameters.get(name)):
+            raise ValueError(
+                f"{name} of a SparseLinear cannot be distributed: tensor parallelism of sparse "
+                "layers is not supported. Keep them out of the parallelize plan; fully_shard and "
+                "DistributedDataParallel work"
+            )
+        super().register_parameter(name, param)
+
+    def collect(self, scorer: Pattern | DenseGradient) -> None:
+        """Let scoring steps collect what `scorer` says, with new probes."""
+        self.scorer = scorer
+        self.renew_probe()
+
     def renew_probe(self) -> None:
         """New probes, without hooks and not asking for scores."""
         self.probe = self._empty_probe()
@@ -309,7 +340,7 @@ class SparseLinear(nn.Module):
         return isinstance(loaded, Tensor) and loaded.shape == own.shape and not loaded.is_meta
 
     def _empty_probe(self) -> Tensor:
-        return self._probe_of(*self.pattern.probe_shape)
+        return self._probe_of(*self.scorer.probe_shape)
 
     def _empty_permutation_probe(self) -> Tensor | None:
         if self.positions is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from padst_fx.kernels.permutation import permuted
 from padst_fx.kernels.precision import accumulation_dtype
 from padst_fx.ops.library import implementation, register, rows
 
@@ -33,6 +34,12 @@ def _nm(grad: Tensor, x: Tensor, index: Tensor, perm: Tensor, n: int, m: int) ->
 
 def _weight(grad: Tensor, x: Tensor, perm: Tensor) -> Tensor:
     return implementation("growth_score", grad).weight_growth_score(*_operands(grad, x), perm)
+
+
+def _dense(grad: Tensor, x: Tensor, perm: Tensor) -> Tensor:
+    """The gradient itself, `[O, I]`, where its norms over parts of a batch do not do."""
+    wide = accumulation_dtype(grad.dtype)
+    return rows(grad).to(wide).t() @ permuted(rows(x), perm).to(wide)
 
 
 def _fake_diag(grad: Tensor, x: Tensor, perm: Tensor, width: int, run: int) -> Tensor:
@@ -73,3 +80,4 @@ register(
 register(
     "weight_growth_score(Tensor grad, Tensor x, Tensor perm) -> Tensor", _weight, _fake_weight
 )
+register("dense_gradient(Tensor grad, Tensor x, Tensor perm) -> Tensor", _dense, _fake_weight)

@@ -39,9 +39,13 @@ def _mark_slots(score: Tensor, n: int, m: int) -> Tensor:
 
 
 def _register_probe(
-    units: str, tensors: str, integers: str, encode: Callable[..., Tensor] = _as_it_is
+    units: str,
+    tensors: str,
+    integers: str,
+    encode: Callable[..., Tensor] = _as_it_is,
+    defined_as: str = "growth_score",
 ) -> None:
-    """Register `<units>_probe`, whose probe gradient is `encode(<units>_growth_score)`.
+    """Register `<units>_probe`, whose probe gradient is `encode(<units>_<defined_as>)`.
 
     `tensors` and `integers` are the schema of the score's arguments after `(grad, x)`.
     """
@@ -57,7 +61,7 @@ def _register_probe(
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         score = None
         if ctx.needs_input_grad[2 + count]:
-            op: Callable[..., Tensor] = getattr(torch.ops.padst, f"{units}_growth_score")
+            op: Callable[..., Tensor] = getattr(torch.ops.padst, f"{units}_{defined_as}")
             x, *rest = ctx.saved_tensors
             score = encode(op(grad, x, *rest, *ctx.integers), *ctx.integers)
             score = score.to(ctx.probe_dtype)
@@ -73,3 +77,4 @@ _register_probe("diag", "Tensor perm", "int width, int run")
 _register_probe("block", "Tensor perm", "int size")
 _register_probe("nm", "Tensor index, Tensor perm", "int n, int m", _mark_slots)
 _register_probe("weight", "Tensor perm", "")
+_register_probe("dense", "Tensor perm", "", defined_as="gradient")

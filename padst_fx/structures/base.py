@@ -123,6 +123,11 @@ class Pattern(ABC):
         return torch.int32
 
     @property
+    def adds_up(self) -> bool:
+        """Whether growth scores of several passes may simply be added."""
+        return True
+
+    @property
     @abstractmethod
     def kernel(self) -> str:
         """Name of the op that computes it."""

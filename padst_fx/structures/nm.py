@@ -130,6 +130,10 @@ class NMPattern(Pattern):
     def probe_shape(self) -> tuple[int, ...]:
         return (2, self.tiles, self.windows, min(self.active, self.m - self.active))
 
+    @property
+    def adds_up(self) -> bool:
+        return False
+
     def available(self) -> Tensor:
         column = torch.arange(self.windows * self.m, device="cpu").view(1, self.windows, self.m)
         exists = (column < self.in_features).expand(self.tiles, -1, -1)

@@ -15,7 +15,7 @@ from padst_fx import DST, NM, Block, Diag, SparseLinear, Unstructured
 from padst_fx.dst.schedule import SCHEDULES
 
 STRUCTURES = ["diag", Diag(run=2), Diag(width=4), Block(4), "nm", NM(2, 4), Unstructured()]
-METHODS = ["set", "rigl", "mest", "dynadiag"]
+METHODS = ["set", "rigl", "rigl_exact", "mest", "dynadiag"]
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, 1e-2),
     "momentum": lambda p: torch.optim.SGD(p, 1e-2, momentum=0.9),
@@ -207,6 +207,26 @@ def test_scores_accumulate_over_micro_batches(structure):
         assert state.layer.probe.grad is None
 
 
+@pytest.mark.parametrize("structure", ["diag", Block(4), NM(2, 4), Unstructured()], ids=str)
+def test_exact_scores_of_micro_batches_are_those_of_the_whole_batch(structure):
+    model = sparse_model(structure).double()
+    optimizer = torch.optim.SGD(model.parameters(), 0.0)
+    dst = DST(model, optimizer, "rigl_exact", delta_t=1, t_end=100)
+    parts = [[tensor.double() for tensor in batch(part)] for part in (0, 1)]
+    for x, y in parts:
+        (nn.functional.mse_loss(model(x), y) / 2).backward()
+    found = [state.growth_candidates() for state in dst.states]
+    dense = padst_fx.densify(copy.deepcopy(model))
+    x, y = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    nn.functional.mse_loss(dense(x), y).backward()
+    for state, (scores, ids) in zip(dst.states, found, strict=True):
+        layer = state.layer
+        gradient = dense.get_submodule(state.name).weight.grad[:, layer.perm.long()]
+        expected = layer.pattern.unit_norms_of_dense(gradient)
+        torch.testing.assert_close(scores, expected.to(scores), rtol=1e-6, atol=1e-9)
+        assert torch.equal(ids[0], torch.arange(layer.pattern.candidates))
+
+
 @pytest.mark.parametrize("method", ["rigl", "set", "mest"])
 def test_gradient_accumulation_updates_once(method):
     model = sparse_model("diag")
@@ -360,7 +380,10 @@ def test_state_of_another_method_or_model_is_refused():
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
-        ({"method": "rig"}, "unknown method 'rig'; valid: 'set', 'rigl', 'mest', 'dynadiag'"),
+        (
+            {"method": "rig"},
+            "unknown method 'rig'; valid: 'set', 'rigl', 'rigl_exact', 'mest', 'dynadiag'",
+        ),
         ({"schedule": "step"}, "unknown schedule 'step'; valid: 'cosine', 'linear', 'constant'"),
         ({"delta_t": 0}, "delta_t must be a positive number of steps, got 0"),
         ({"t_end": -1}, "t_end must be a positive number"),
