@@ -6,6 +6,7 @@ using padst::Activation;
 using padst::BFloat16;
 using padst::GatherShape;
 
+#pragma GCC visibility push(default)
 extern "C" {
 
 int uses_tiles(const GatherShape* shape) { return padst::tiles_fit(*shape); }
@@ -39,3 +40,4 @@ void scatter_input_grad(const BFloat16* grad, int64_t stride, const BFloat16* va
 }
 
 }  // extern "C"
+#pragma GCC visibility pop
