@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import stat
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from deployment import run_python
 
 from padst_fx.kernels.native import build, isa, load
 
@@ -134,15 +134,7 @@ print(sum("plain torch" in str(w.message) for w in caught), [str(w.message) for 
 
 
 def run_forward(**environment: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", FORWARD],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return run_python(FORWARD, **environment)
 
 
 def test_without_a_compiler_one_warning_and_plain_torch(tmp_path: Path) -> None:

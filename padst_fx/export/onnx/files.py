@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
 import onnx_ir as ir
+
+from padst_fx.export.target import written_together
 
 # A protocol buffer holds at most 2 GiB; what is beyond tensors fits the rest.
 LARGEST_IN_ONE = 2**31 - 2**27
@@ -21,9 +21,7 @@ def write(model: ir.Model, target: Path) -> tuple[Path, ...]:
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values()
                if value.const_value is not None)  # fmt: skip
     data = f"{target.name}.data" if size > LARGEST_IN_ONE else None
-    names = [target.name] if data is None else [data, target.name]
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
-        ir.save(model, Path(folder) / target.name, external_data=data)
-        for name in names:
-            os.replace(Path(folder) / name, target.with_name(name))
-    return tuple(target.with_name(name) for name in reversed(names))
+    paths = (target,) if data is None else (target, target.with_name(data))
+    with written_together(paths) as folder:
+        ir.save(model, folder / target.name, external_data=data)
+    return paths

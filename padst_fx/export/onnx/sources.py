@@ -75,16 +75,20 @@ class SparseNode:
     @property
     def in_features(self) -> int:
         if self.kind == "ScatterGemm":
-            blocks, _, _, tile = array_of(self.values).shape
-            return blocks * tile
+            return self._blocked
         return self.sizes["in_features"]
 
     @property
     def out_features(self) -> int:
         if self.kind == "GatherGemm":
-            blocks, _, _, tile = array_of(self.values).shape
-            return blocks * tile
+            return self._blocked
         return self.sizes["out_features"]
+
+    @property
+    def _blocked(self) -> int:
+        """Features of the side that is cut into blocks."""
+        blocks, _, _, tile = array_of(self.values).shape
+        return blocks * tile
 
     @property
     def stretch(self) -> int:

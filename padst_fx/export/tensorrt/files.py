@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
+
+from padst_fx.export.target import written_together
 
 
 def write(contents: dict[Path, bytes]) -> tuple[Path, ...]:
@@ -13,10 +13,8 @@ def write(contents: dict[Path, bytes]) -> tuple[Path, ...]:
     All are written elsewhere in the folder before any is moved, so that an error leaves what was
     there before.
     """
-    folder = next(iter(contents)).parent
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".engine.") as made:
+    paths = tuple(contents)
+    with written_together(paths) as folder:
         for path, content in contents.items():
-            (Path(made) / path.name).write_bytes(content)
-        for path in reversed(contents):
-            os.replace(Path(made) / path.name, path)
-    return tuple(contents)
+            (folder / path.name).write_bytes(content)
+    return paths
