@@ -93,6 +93,10 @@ void pack_features(const T* x, int64_t stride, int64_t tokens, int64_t first, in
   for (int c = 0; c < vectors; ++c, x += lanes * stride, tokens -= lanes) {
     for (int64_t f = first; f < last; f += lanes) {
       const int64_t width = last - f < lanes ? last - f : lanes;
+      // Rows of a permutation are far apart: the first cache asks for them while this square turns.
+      for (int i = 0; rows && i < width; ++i) {
+        __builtin_prefetch(tile + (rows[f + i] * vectors + c) * lanes, 1);
+      }
       V square[lanes];
       if (tokens >= lanes && width == lanes) {
 #pragma GCC unroll 16
