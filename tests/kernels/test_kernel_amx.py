@@ -122,7 +122,7 @@ class EmulatedTiles:
 @pytest.fixture(scope="session")
 def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     path = tmp_path_factory.mktemp("tiles") / "tiles.so"
-    flags = [*build.COMMON_FLAGS, *isa.FLAGS[isa.widest()], "-O1", "-I", str(build.KERNELS)]
+    flags = [*build.COMMON_FLAGS, *isa.FLAGS[isa.widest()], "-O0", "-I", str(build.KERNELS)]
     defines = ["-DPADST_EMULATE_AMX", "-DPADST_STD_THREADS"]
     command = [*build.compiler(), *flags, *defines, *map(str, SOURCES), "-shared", "-o"]
     done = subprocess.run([*command, str(path)], capture_output=True, text=True, check=False)
