@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 OUTPUT ?= build/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types sanitize gpu bench soak clean
+.PHONY: help demo test lint types kernels sanitize gpu bench soak clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST)
@@ -24,8 +24,9 @@ demo: $(STAMP)  ## train dense, RigL, Diag and Block on digits; writes build/dem
 	$(BIN)/python -m examples.digits_vit $(OUTPUT)
 
 # Two processes of one thread each: threads of several processes would wait for one another.
-test: lint  ## lint, type check and all tests that need no GPU
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m 'not gpu' -n 2 --dist loadfile
+test: $(STAMP)  ## lint, type check and all tests that need no GPU
+	$(MAKE) -j2 lint kernels
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m 'not gpu' -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP) types  ## ruff and mypy
 	$(BIN)/python -m ruff check .
@@ -37,6 +38,9 @@ types: $(STAMP)  ## mypy alone
 	cp -r examples benchmarks build/types/
 	cd build/types && ../../$(BIN)/python -m mypy --config-file ../../pyproject.toml \
 		--cache-dir ../../.mypy_cache -p padst_fx -p examples -p benchmarks
+
+kernels: $(STAMP)  ## build the C++ kernels now; without this their first use does
+	$(BIN)/python -c 'from padst_fx.kernels.native.load import loaded; loaded()'
 
 gpu: $(STAMP)  ## where CUDA is: the GPU tests, then tiles and timings of that GPU
 	$(BIN)/python -m pytest tests -m gpu
