@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from padst_fx.dst import agreement
+from padst_fx.dst.averaged_models import AveragedModels
 from padst_fx.dst.gradient_average import GradientAverage
 from padst_fx.dst.hardening import Hardening
 from padst_fx.dst.layer_state import LayerState
@@ -121,6 +122,7 @@ class DST:
         ]
         self._sharded_modules = sharded_modules(model)
         self.permutations = LearnedPermutations(layers, learned or LearnedPermutation(), seed)
+        self.averaged = AveragedModels()
         self._attach()
 
     def _attach(self) -> None:
@@ -149,6 +151,7 @@ class DST:
             MANAGERS.pop(state.layer, None)
         self.permutations.close()
         self.averaging.stop()
+        self.averaged.clear()
         self.states = []
         self.hardening.close()
 
@@ -176,6 +179,7 @@ class DST:
             return self._do_what_is_due()
         except BaseException:
             self._end_scoring()
+            self.averaged.align()
             raise
         finally:
             self._prepare_next_step()
@@ -188,6 +192,18 @@ class DST:
         elif soft is not None:
             self._finish(Update(self.steps, 0.0, (), (), soft=soft))
         return changed
+
+    def keep_aligned(self, averaged: nn.Module) -> None:
+        """Give an average of the model (EMA, SWA) the model's masks, now and in every update.
+
+        `averaged` is a `torch.optim.swa_utils.AveragedModel` of the model, or any other copy of it
+        whose parameters an averaging overwrites. Weights that stay keep their average, grown ones
+        start at zero as they do in the model; permutations, hardening and DynaDiag's scores go
+        along. Without it a mean would mix the weights of different units. Raises `ValueError`, with
+        nothing changed, for what is no copy of the model, for averaged buffers
+        (`use_buffers=True`) and for sharded models.
+        """
+        self.averaged.add([(state.name, state.layer) for state in self.states], averaged)
 
     def penalty(self) -> Tensor:
         """What soft permutations add to the loss; zero where none is soft."""
@@ -444,6 +460,7 @@ class DST:
 
     def _finish(self, update: Update) -> None:
         self._end_scoring()
+        self.averaged.align()
         self.last_update = update
         log.info(
             "step %d: %d units dropped and grown in %d layers",
