@@ -20,14 +20,14 @@ from padst_fx.dst.hardening import Hardening
 from padst_fx.dst.layer_state import LayerState
 from padst_fx.dst.learned_permutation import LearnedPermutation, LearnedPermutations
 from padst_fx.dst.methods import METHODS
-from padst_fx.dst.optimizer_state import base_optimizer, check_holds, slots
+from padst_fx.dst.optimizer_state import base_optimizer, check_holds, movable, slots
 from padst_fx.dst.schedule import SCHEDULES
 from padst_fx.dst.soft_schedule import SoftPermutation, SoftSchedule
 from padst_fx.dst.statistics import LayerUpdate, SoftUpdate, Update
 from padst_fx.dst.update import Choice, choose_units
 from padst_fx.layers.linear import SparseLinear
 from padst_fx.saved_fields import check_fields, check_generator
-from padst_fx.sharding import check_sharding, sharded_modules, whole_tensors
+from padst_fx.sharding import check_sharding, sharded_modules
 
 log = logging.getLogger(__name__)
 
@@ -130,6 +130,8 @@ class DST:
         # Weak, so that a manager nobody holds any more ends, whatever the optimizer's life.
         this = weakref.ref(self)
 
+        # Not for Dynamo: a compiled `optimizer.step` would guard on the step count.
+        @torch.compiler.disable
         def after(optimizer: torch.optim.Optimizer, *_: Any) -> None:
             if (manager := this()) is not None and manager._listening:
                 manager._after_optimizer_step()
@@ -434,12 +436,9 @@ class DST:
         layer, old, new = state.layer, state.units(), choice.units
         if agreement.world_size(self.process_group) > 1:
             new = agreement.share_units(new, self.process_group)
-        moving = [layer.values, *slots(self.optimizer, f"{state.name}.values", layer.values)]
-        if layer.values.grad is not None:
-            moving.append(layer.values.grad)
         index = layer.pattern.index_from_units(new)
-        with whole_tensors(moving) as gathered:
-            layer.pattern.rearrange(gathered, old, new)
+        with movable(self.optimizer, state.name, layer) as tensors:
+            layer.pattern.rearrange(tensors, old, new)
         layer.index.copy_(index)
         self.method.after_update(state, self.optimizer, old, new)
         state.exploration.add(new)
