@@ -31,6 +31,9 @@ from padst_fx.sharding import check_sharding, sharded_modules
 
 log = logging.getLogger(__name__)
 
+# More than a loss scaler skips in a row.
+TOO_MANY_SKIPPED = 100
+
 # The fields of a saved state.
 STATE: dict[str, type] = {
     "method": str,
@@ -108,6 +111,7 @@ class DST:
         self.last_update: Update | None = None
         self._pending = False
         self._optimizer_stepped = False
+        self._skipped = 0
         self._listening = True
         refuse_managed(layers)
         softness = SoftSchedule(soft or SoftPermutation(), delta_t, t_end)
@@ -166,10 +170,9 @@ class DST:
         before its own change or after it.
         """
         if not self._optimizer_stepped:
-            for state in self.states:
-                state.forget()
-            self.permutations.forget()
+            self._skip()
             return False
+        self._skipped = 0
         if self.steps == 0 or self._due(self.steps + 1):
             self._shard()
         if self.steps == 0:
@@ -185,6 +188,20 @@ class DST:
             raise
         finally:
             self._prepare_next_step()
+
+    def _skip(self) -> None:
+        """Forget the scores of a step that the optimizer has not taken."""
+        for state in self.states:
+            state.forget()
+        self.permutations.forget()
+        self._skipped += 1
+        if self._skipped == TOO_MANY_SKIPPED:
+            log.warning(
+                "%d calls of DST.step without a step of the optimizer between them: nothing is "
+                "counted or updated. A CUDA graph replayed in place of optimizer.step() runs no "
+                "hooks: call optimizer.step() itself, compiled if you like",
+                self._skipped,
+            )
 
     def _do_what_is_due(self) -> bool:
         soft = self.hardening.update(self.steps, self._graphs_from_now_on())

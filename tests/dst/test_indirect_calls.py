@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from torch import nn
-from torch.func import functional_call, grad
+from torch.func import functional_call, grad, vmap
 from torch.utils.checkpoint import checkpoint
 
 import padst_fx
@@ -77,26 +77,34 @@ def test_functional_calls_compute_with_the_tensors_given(structure):
     torch.testing.assert_close(functional_call(model, tensors, (x,)), expected)
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
 
-    parameters = {name: p.detach() for name, p in other.named_parameters()}
+    parameters = {n: p.detach().requires_grad_() for n, p in other.named_parameters()}
     buffers = dict(other.named_buffers())
-
-    def loss(parameters):
-        return functional_call(model, (parameters, buffers), (x,)).square().mean()
-
-    found = grad(loss)(parameters)
+    loss = functional_call(model, (parameters, buffers), (x,)).square().mean()
+    found = torch.autograd.grad(loss, list(parameters.values()))
     other(x).square().mean().backward()
-    for name, parameter in other.named_parameters():
-        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-9, atol=1e-12)
+    for gradient, parameter in zip(found, other.parameters(), strict=True):
+        torch.testing.assert_close(gradient, parameter.grad, rtol=1e-9, atol=1e-12)
 
 
-def test_gradients_of_functions_leave_no_scores():
-    model, _, dst = managed("diag", "rigl")
-    dst.optimizer.step()
+def test_gradients_asked_for_by_name_leave_no_scores():
+    model, optimizer, dst = managed("diag", "rigl")
+    optimizer.step()
     dst.step()
     assert all(state.layer.probe.requires_grad for state in dst.states)
-    parameters = {name: p.detach() for name, p in model.named_parameters()}
-    grad(lambda p: functional_call(model, p, (batch(0),)).square().mean())(parameters)
+    parameters = {name: p.detach().requires_grad_() for name, p in model.named_parameters()}
+    loss = functional_call(model, parameters, (batch(0),)).square().mean()
+    torch.autograd.grad(loss, list(parameters.values()))
     assert all(scores is None for scores in collected(dst))
+
+
+@pytest.mark.parametrize("structure", STRUCTURES, ids=str)
+def test_vmap_computes_as_a_batch_does_and_transforms_with_gradients_are_refused(structure):
+    model = sparse_model(structure, "random")
+    x = batch(0)
+    torch.testing.assert_close(vmap(model)(x), model(x))
+    if not isinstance(structure, Unstructured):  # Computed by torch's own operators.
+        with pytest.raises(RuntimeError, match=r"cannot use .* with functorch transforms"):
+            grad(lambda x: model(x).square().mean())(x)
 
 
 def test_copies_of_the_model_give_no_scores_and_take_another_dst():

@@ -65,6 +65,7 @@ def sparse_model(structure="diag", permutation="random"):
 def loss_of(model, number):
     generator = torch.Generator().manual_seed(number)
     x = torch.randn(8, 16, generator=generator, dtype=torch.float64)
+    x = x.to(model[0].bias.device)
     return (model(x) - x[:, :4]).square().mean()
 
 
@@ -102,7 +103,7 @@ class DenseTwin:
                     slot[~kept] = FIRST.get(key, 0.0)
 
 
-def train_both(model, optimizer, dst, twin, between=lambda *_: None, rtol=1e-8):
+def train_both(model, optimizer, dst, twin, between=lambda *_: None):
     """Train the model and its twin; asserts that they agree after every step."""
     grown = 0
     for number in range(12):
@@ -118,12 +119,12 @@ def train_both(model, optimizer, dst, twin, between=lambda *_: None, rtol=1e-8):
             grown += dst.last_update.grown
             for name, layer in layers(model).items():
                 twin.follow(name, layer, perms[name])
-        assert_alike(model, optimizer, twin, rtol)
+        assert_alike(model, optimizer, twin)
     assert grown > 0
 
 
-def assert_alike(model, optimizer, twin, rtol):
-    close = partial(torch.testing.assert_close, rtol=rtol, atol=1e-3 * rtol)
+def assert_alike(model, optimizer, twin):
+    close = partial(torch.testing.assert_close, rtol=1e-8, atol=1e-12)
     for name, layer in layers(model).items():
         dense = twin.model.get_submodule(name)
         close(layer.dense_weight(), dense.weight.detach())
@@ -183,7 +184,8 @@ def test_groups_decay_schedules_and_a_group_added_later():
     dst = DST(model, optimizer, "rigl", delta_t=3, t_end=100, drop_fraction=0.5)
     twin = DenseTwin(model, groups)
     schedulers = {
-        id(o): torch.optim.lr_scheduler.CosineAnnealingLR(o, 12) for o in (optimizer, twin.optimizer)
+        id(held): torch.optim.lr_scheduler.CosineAnnealingLR(held, 12)
+        for held in (optimizer, twin.optimizer)
     }
 
     def between(number, *trainings):
@@ -251,13 +253,14 @@ def test_compiled_steps_count_and_are_not_compiled_anew_by_updates(name):
     twin = DenseTwin(model, lambda dense: OPTIMIZERS[name](dense.parameters()))
     graphs = CompileCounter()
     optimizer.step = torch.compile(optimizer.step, backend=graphs)
+    # Its arithmetic differs: Adam's step counts take part in float32.
+    twin.optimizer.step = torch.compile(twin.optimizer.step, backend="eager")
     counts = []
 
     def between(*_):
         counts.append(graphs.frame_count)
 
-    # Compiled, Adam corrects its bias by float32 step counts.
-    train_both(model, optimizer, dst, twin, between, rtol=1e-5)
+    train_both(model, optimizer, dst, twin, between)
     assert dst.steps == 12
     # A first step makes momenta: SGD has one graph for it, one for later.
     assert 1 <= counts[2] == graphs.frame_count <= 2
@@ -268,45 +271,37 @@ def test_capturable_is_refused_by_torch_on_a_cpu():
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2, capturable=True)
     dst = DST(model, optimizer, "rigl", delta_t=1)
     loss_of(model, 0).backward()
-    with pytest.raises(AssertionError, match="capturable=True, params .* on supported devices"):
+    with pytest.raises(AssertionError, match=r"capturable=True, params .* on supported devices"):
         optimizer.step()
     assert not dst.step() and dst.steps == 0
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("fused", [False, True])
-def test_a_captured_step_goes_on_with_slots_changed_in_place(fused):
-    """The optimizer's step as a CUDA graph: replays read what updates wrote."""
-    model, plain = sparse_model(Block(4)).cuda(), sparse_model(Block(4)).cuda()
-    optimizer, other = (
-        torch.optim.AdamW(m.parameters(), 1e-2, capturable=True, fused=fused)
-        for m in (model, plain)
-    )
-    dst, second = (
-        DST(m, o, "set", delta_t=3, t_end=100, drop_fraction=0.5)
-        for m, o in ((model, optimizer), (plain, other))
-    )
-    x = torch.randn(8, 16, dtype=torch.float64, device="cuda")
-    graph = None
-    for number in range(9):
-        for module, held in ((model, optimizer), (plain, other)):
-            held.zero_grad(set_to_none=False)
-            module(x).square().mean().backward()
-        other.step()
-        if number < 3:
-            optimizer.step()
-        elif graph is None:
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                optimizer.step()
-            graph.replay()
-        else:
-            graph.replay()
-            dst._optimizer_stepped = True
-        assert dst.step() == second.step() == (number % 3 == 2)
-    for a, b in zip(model.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(a, b)
+@pytest.mark.parametrize("options", [{}, {"foreach": True}, {"fused": True}], ids=str)
+def test_capturable_steps_on_a_gpu_are_those_of_the_dense_masked_weights(options):
+    """Step counts are tensors on the device there; DST leaves them alone."""
+
+    def make(model):
+        return torch.optim.AdamW(model.parameters(), 1e-2, capturable=True, **options)
+
+    model = sparse_model(Block(4)).cuda()
+    optimizer = make(model)
+    dst = DST(model, optimizer, "rigl", delta_t=3, t_end=100, drop_fraction=0.5)
+    train_both(model, optimizer, dst, DenseTwin(model, make))
+    assert optimizer.state[model[0].values]["step"].is_cuda
+
+
+def test_steps_that_no_hook_tells_of_are_warned_of(caplog):
+    """As where a CUDA graph is replayed in place of `optimizer.step()`."""
+    model = sparse_model()
+    dst = DST(model, torch.optim.SGD(model.parameters(), 0.1), "rigl", delta_t=1)
+    for _ in range(250):
+        assert not dst.step()
+    assert dst.steps == 0
+    assert [record.message[:47] for record in caplog.records] == [
+        "100 calls of DST.step without a step of the opt"
+    ]
 
 
 class Within(torch.optim.SGD):
