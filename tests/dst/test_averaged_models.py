@@ -13,6 +13,7 @@ import padst_fx
 from padst_fx import DST, NM, Block, Diag, SoftPermutation, SparseLinear, Unstructured
 from padst_fx.permutation import permute_columns
 
+
 class StateDictAverage:
     """Averages what floats in a state dict and copies the rest, as timm's ModelEmaV3 does."""
 
