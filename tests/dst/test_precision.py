@@ -38,23 +38,25 @@ def adamw(model, **options):
     return torch.optim.AdamW(model.parameters(), 1e-2, **options)
 
 
-def scaled_step(model, optimizer, dst, scaler, dtype, number, factor=1.0):
+def scaled_step(model, optimizer, dst, scaler, dtype, number, factor=1.0, clip=True):
     with torch.autocast("cpu", dtype=dtype):
         y = model(batch(number))
     loss = (y.float() - batch(number)[:, :4]).square().mean() * factor
     scaler.scale(loss).backward()
-    scaler.unscale_(optimizer)
-    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    if clip:
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad()
     return dst.step()
 
 
+@pytest.mark.parametrize("clip", [False, True])
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("permutation", ["random", "learned"])
 @pytest.mark.parametrize("method", ["set", "rigl", "rigl_exact", "mest", "dynadiag"])
-def test_a_loss_scale_changes_nothing(method, permutation, fused):
+def test_a_loss_scale_changes_nothing(method, permutation, fused, clip):
     """In bfloat16, whose range is float32's, a power of two is exact: so is all that follows."""
     results = []
     for scale in (1.0, 1024.0):
@@ -63,7 +65,7 @@ def test_a_loss_scale_changes_nothing(method, permutation, fused):
         dst = DST(model, optimizer, method, delta_t=2, t_end=100, drop_fraction=0.5)
         scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=10**6)
         for number in range(8):
-            scaled_step(model, optimizer, dst, scaler, torch.bfloat16, number)
+            scaled_step(model, optimizer, dst, scaler, torch.bfloat16, number, clip=clip)
         assert dst.last_update.step == 8 and dst.exploration > 0.3
         results.append((model.state_dict(), optimizer.state_dict()["state"]))
     torch.testing.assert_close(*results, rtol=0, atol=0)
@@ -156,8 +158,7 @@ def test_a_model_in_half_precision_updates_as_float64_says(structure, method, dt
         if not number % 2:
             continue
         new = layer.pattern.units_from_index(layer.index)
-        # Scores that float32 and float64 order otherwise are next to equal.
-        assert torch.isin(new, expected).double().mean() > 0.97
+        assert torch.equal(new, expected)
         kept = layer.pattern.mask(layer.index)
         for key, dense in before.items():
             tensor = {"values": layer.values.detach(), **slots}[key]
