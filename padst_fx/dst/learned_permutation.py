@@ -15,11 +15,11 @@ from padst_fx.dst import agreement
 from padst_fx.dst.assignment import Gain, Wanted, choose_features
 from padst_fx.dst.columns import Columns
 from padst_fx.dst.curvature import Curvature
-from padst_fx.dst.optimizer_state import slots
+from padst_fx.dst.optimizer_state import movable
 from padst_fx.dst.statistics import PermutationUpdate
 from padst_fx.layers.linear import DEFAULT_POSITIONS, SparseLinear
 from padst_fx.saved_fields import check_fields, check_shape
-from padst_fx.sharding import whole, whole_tensors
+from padst_fx.sharding import whole
 
 # Updates in a row that consider the same positions: the second sees what the first one's moves
 # became.
@@ -293,11 +293,8 @@ class LearnedPermutations:
         """Exchange features, and weights, slots and a gradient still there with them."""
         layer, considered = state.layer, state.positions.long()
         layer.perm.index_copy_(0, considered, layer.perm[considered[order]])
-        tensors = [layer.values, *slots(optimizer, f"{state.name}.values", layer.values)]
-        if layer.values.grad is not None:
-            tensors.append(layer.values.grad)
-        with whole_tensors(tensors) as gathered:
-            columns.exchange(gathered, order)
+        with movable(optimizer, state.name, layer) as tensors:
+            columns.exchange(tensors, order)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the settings and the seed."""

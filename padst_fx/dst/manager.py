@@ -14,21 +14,25 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from padst_fx.dst import agreement
+from padst_fx.dst.averaged_models import AveragedModels
 from padst_fx.dst.gradient_average import GradientAverage
 from padst_fx.dst.hardening import Hardening
 from padst_fx.dst.layer_state import LayerState
 from padst_fx.dst.learned_permutation import LearnedPermutation, LearnedPermutations
 from padst_fx.dst.methods import METHODS
-from padst_fx.dst.optimizer_state import base_optimizer, check_holds, slots
+from padst_fx.dst.optimizer_state import base_optimizer, check_holds, movable, slots
 from padst_fx.dst.schedule import SCHEDULES
 from padst_fx.dst.soft_schedule import SoftPermutation, SoftSchedule
 from padst_fx.dst.statistics import LayerUpdate, SoftUpdate, Update
 from padst_fx.dst.update import Choice, choose_units
 from padst_fx.layers.linear import SparseLinear
 from padst_fx.saved_fields import check_fields, check_generator
-from padst_fx.sharding import check_sharding, sharded_modules, whole_tensors
+from padst_fx.sharding import check_sharding, sharded_modules
 
 log = logging.getLogger(__name__)
+
+# More than a loss scaler skips in a row.
+TOO_MANY_SKIPPED = 100
 
 # The fields of a saved state.
 STATE: dict[str, type] = {
@@ -107,6 +111,7 @@ class DST:
         self.last_update: Update | None = None
         self._pending = False
         self._optimizer_stepped = False
+        self._skipped = 0
         self._listening = True
         refuse_managed(layers)
         softness = SoftSchedule(soft or SoftPermutation(), delta_t, t_end)
@@ -121,6 +126,7 @@ class DST:
         ]
         self._sharded_modules = sharded_modules(model)
         self.permutations = LearnedPermutations(layers, learned or LearnedPermutation(), seed)
+        self.averaged = AveragedModels()
         self._attach()
 
     def _attach(self) -> None:
@@ -128,6 +134,8 @@ class DST:
         # Weak, so that a manager nobody holds any more ends, whatever the optimizer's life.
         this = weakref.ref(self)
 
+        # Not for Dynamo: a compiled `optimizer.step` would guard on the step count.
+        @torch.compiler.disable
         def after(optimizer: torch.optim.Optimizer, *_: Any) -> None:
             if (manager := this()) is not None and manager._listening:
                 manager._after_optimizer_step()
@@ -149,6 +157,7 @@ class DST:
             MANAGERS.pop(state.layer, None)
         self.permutations.close()
         self.averaging.stop()
+        self.averaged.clear()
         self.states = []
         self.hardening.close()
 
@@ -161,10 +170,9 @@ class DST:
         before its own change or after it.
         """
         if not self._optimizer_stepped:
-            for state in self.states:
-                state.forget()
-            self.permutations.forget()
+            self._skip()
             return False
+        self._skipped = 0
         if self.steps == 0 or self._due(self.steps + 1):
             self._shard()
         if self.steps == 0:
@@ -176,9 +184,24 @@ class DST:
             return self._do_what_is_due()
         except BaseException:
             self._end_scoring()
+            self.averaged.align()
             raise
         finally:
             self._prepare_next_step()
+
+    def _skip(self) -> None:
+        """Forget the scores of a step that the optimizer has not taken."""
+        for state in self.states:
+            state.forget()
+        self.permutations.forget()
+        self._skipped += 1
+        if self._skipped == TOO_MANY_SKIPPED:
+            log.warning(
+                "%d calls of DST.step without a step of the optimizer between them: nothing is "
+                "counted or updated. A CUDA graph replayed in place of optimizer.step() runs no "
+                "hooks: call optimizer.step() itself, compiled if you like",
+                self._skipped,
+            )
 
     def _do_what_is_due(self) -> bool:
         soft = self.hardening.update(self.steps, self._graphs_from_now_on())
@@ -188,6 +211,18 @@ class DST:
         elif soft is not None:
             self._finish(Update(self.steps, 0.0, (), (), soft=soft))
         return changed
+
+    def keep_aligned(self, averaged: nn.Module) -> None:
+        """Give an average of the model (EMA, SWA) the model's masks, now and in every update.
+
+        `averaged` is a `torch.optim.swa_utils.AveragedModel` of the model, or any other copy of it
+        whose parameters an averaging overwrites. Weights that stay keep their average, grown ones
+        start at zero as they do in the model; permutations, hardening and DynaDiag's scores go
+        along. Without it a mean would mix the weights of different units. Raises `ValueError`, with
+        nothing changed, for what is no copy of the model, for averaged buffers
+        (`use_buffers=True`) and for sharded models.
+        """
+        self.averaged.add([(state.name, state.layer) for state in self.states], averaged)
 
     def penalty(self) -> Tensor:
         """What soft permutations add to the loss; zero where none is soft."""
@@ -418,12 +453,9 @@ class DST:
         layer, old, new = state.layer, state.units(), choice.units
         if agreement.world_size(self.process_group) > 1:
             new = agreement.share_units(new, self.process_group)
-        moving = [layer.values, *slots(self.optimizer, f"{state.name}.values", layer.values)]
-        if layer.values.grad is not None:
-            moving.append(layer.values.grad)
         index = layer.pattern.index_from_units(new)
-        with whole_tensors(moving) as gathered:
-            layer.pattern.rearrange(gathered, old, new)
+        with movable(self.optimizer, state.name, layer) as tensors:
+            layer.pattern.rearrange(tensors, old, new)
         layer.index.copy_(index)
         self.method.after_update(state, self.optimizer, old, new)
         state.exploration.add(new)
@@ -444,6 +476,7 @@ class DST:
 
     def _finish(self, update: Update) -> None:
         self._end_scoring()
+        self.averaged.align()
         self.last_update = update
         log.info(
             "step %d: %d units dropped and grown in %d layers",

@@ -177,8 +177,8 @@ class DynaDiag(Method):
         kept = new[torch.isin(new, old)]
         if kept.numel():
             alpha[grown] = alpha[kept].min()
-        for slot in slots(optimizer, f"{state.name}.alpha", alpha):
-            slot[grown] = 0
+        for slot, fresh in slots(optimizer, f"{state.name}.alpha", alpha):
+            slot[grown] = fresh
 
     @staticmethod
     def _alpha(layer: SparseLinear) -> Tensor:
