@@ -13,13 +13,22 @@ from padst_fx.layers.linear import SparseLinear
 def unwrapped(optimizer: object) -> torch.optim.Optimizer:
     """The `torch.optim.Optimizer` itself, also from a wrapper that holds it as `.optimizer`."""
     inner = optimizer
-    while not isinstance(inner, torch.optim.Optimizer):
+    while not isinstance(inner, torch.optim.Optimizer) or _is_view(inner):
         inner = getattr(inner, "optimizer", None)
         if inner is None:
             raise TypeError(
                 f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}"
             )
     return inner
+
+
+def _is_view(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether an optimizer only shows another's state, as the one of Hugging Face's Accelerate.
+
+    It never steps itself, so its hooks would not be called.
+    """
+    inner = getattr(optimizer, "optimizer", None)
+    return isinstance(inner, torch.optim.Optimizer) and optimizer.state is inner.state
 
 
 def base_optimizer(optimizer: object) -> torch.optim.Optimizer:
