@@ -35,10 +35,10 @@ class DSTCallback(TrainerCallback, ExportableState):
         trainer.add_callback(DSTCallback(trainer, method="rigl", delta_t=100))
 
     `settings` are arguments of `padst_fx.DST`; `t_end` may be a share of the training's steps
-    (0.75 by default). The `DST` itself is `dst`. It takes a step after each of the optimizer's, adds
-    the penalty of soft permutations to the gradients, logs through `trainer.log` after each
-    update (`layers=False`: totals only), and is saved in and restored from `trainer_state.json` of
-    every checkpoint.
+    (0.75 by default). The `DST` itself is `dst`. It takes a step after each of the optimizer's,
+    adds the penalty of soft permutations to the gradients, logs through `trainer.log` after each
+    update (`layers=False`: totals only), and is saved in and restored from the
+    `trainer_state.json` of every checkpoint.
 
     The trainer's optimizer is made now if it is not there. Raises what `padst_fx.DST` raises, and
     `ValueError` for a trainer with a `model_init`, with FSDP, DeepSpeed or `DataParallel`, with
