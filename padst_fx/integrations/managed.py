@@ -54,13 +54,7 @@ class Settings:
                     "these are; give t_end as a number of steps"
                 )
             t_end = max(1, round(t_end * steps))
-        if self.delta_t >= t_end:
-            warnings.warn(
-                f"masks will never change: the first update is due at step {self.delta_t} "
-                f"(delta_t), the last before step {t_end} (t_end)",
-                stacklevel=2,
-            )
-        return DST(
+        dst = DST(
             model,
             optimizer,
             self.method,
@@ -72,6 +66,13 @@ class Settings:
             learned=self.learned,
             soft=self.soft,
         )
+        if self.delta_t >= t_end:
+            warnings.warn(
+                f"masks will never change: the first update is due at step {self.delta_t} "
+                f"(delta_t), the last before step {t_end} (t_end)",
+                stacklevel=3,
+            )
+        return dst
 
 
 def adds_parameters(model: nn.Module, method: str) -> bool:

@@ -14,8 +14,10 @@ import transformers
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedType
 from ranks import on_two_ranks
+from safetensors.torch import load_file
 from same import assert_same
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 import padst_fx
@@ -25,6 +27,7 @@ from padst_fx.integrations.transformers import DSTCallback
 FEATURES, SAMPLES, BATCH, ACCUMULATED = 16, 64, 4, 2
 STEPS, SAVE = 12, 5
 LEARNING_RATE = 1e-2
+RANKED = ("rigl learned", "dynadiag", "rigl soft")
 CASES = {
     "rigl learned": ("diag", "rigl", "learned"),
     "set random": ("nm", "set", "random"),
@@ -77,7 +80,10 @@ def trainer_of(folder, model, callbacks=(), **arguments):
         train_sampling_strategy="sequential", report_to=[], use_cpu=True, disable_tqdm=True,
     )
     args = TrainingArguments(str(folder), **{**settings, **arguments})
-    trainer = Trainer(model, args, train_dataset=dataset(), callbacks=list(callbacks))
+    data = dataset()
+    trainer = Trainer(
+        model, args, train_dataset=data, eval_dataset=data, callbacks=list(callbacks)
+    )
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -161,7 +167,7 @@ def test_logs_reach_every_logger_and_the_history(tmp_path):
     callback = DSTCallback(trainer, **settings_of("rigl learned"))
     trainer.add_callback(callback)
     trainer.train()
-    first, = (logs for step, logs in listener.logs if step == 0)
+    (first,) = (logs for step, logs in listener.logs if step == 0)
     assert first["sparsity/inner.0/sparsity"] == 0.75
     assert first["sparsity/exploration"] == 0.25
     updates = {step: logs for step, logs in listener.logs if step and "sparsity/grown" in logs}
@@ -190,15 +196,17 @@ def test_totals_only(tmp_path):
 
 def test_the_best_model_has_its_own_topology(tmp_path):
     trainer, _ = managed(
-        tmp_path, "rigl learned", eval_strategy="steps", eval_steps=SAVE, metric_for_best_model="loss",
-        greater_is_better=True, load_best_model_at_end=True,
+        tmp_path,
+        "rigl learned",
+        eval_strategy="steps",
+        eval_steps=SAVE,
+        metric_for_best_model="loss",
+        greater_is_better=True,
+        load_best_model_at_end=True,
     )
-    trainer.eval_dataset = dataset()
     trainer.train()
     best = Path(trainer.state.best_model_checkpoint)
-    assert best.name == "checkpoint-5"
-    from safetensors.torch import load_file
-
+    assert best.name == f"checkpoint-{SAVE}"
     assert_same(dict(trainer.model.state_dict()), load_file(best / "model.safetensors"))
 
 
@@ -213,7 +221,7 @@ def test_a_pretrained_model_is_saved_and_goes_on(tmp_path):
         )
         model = transformers.GPT2LMHeadModel(config)
         padst_fx.sparsify(model, "diag", 0.75, permutation="learned")
-        graphs = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+        graphs = CompileCounterWithBackend("aot_eager")
         model.compile(backend=graphs)
         trainer = trainer_of(folder, model, max_steps=8, save_steps=4, bf16=True)
         tokens = torch.arange(SAMPLES * 8).view(-1, 8) * 7 % 32
@@ -354,7 +362,7 @@ def rank_trains(rank, folder):
     """A training of two processes, then the rest of it from its checkpoint, in each case."""
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
-    for case in ("rigl learned", "dynadiag", "rigl soft"):
+    for case in RANKED:
         saved = folder / case
         whole, callback = managed(saved, case, ddp_backend="gloo")
         assert whole.args.world_size == 2
@@ -369,7 +377,7 @@ def rank_trains(rank, folder):
 
 def test_two_processes_stay_alike_and_go_on(tmp_path):
     on_two_ranks(rank_trains, tmp_path)
-    for case in ("rigl learned", "dynadiag", "rigl soft"):
+    for case in RANKED:
         first, second = (
             torch.load(tmp_path / f"{case} {rank}.pt", weights_only=True) for rank in range(2)
         )
