@@ -211,7 +211,7 @@ def test_the_best_model_has_its_own_topology(tmp_path):
 
 
 def test_a_pretrained_model_is_saved_and_goes_on(tmp_path):
-    """`save_pretrained`, tied embeddings, and a model compiled in place."""
+    """`save_pretrained`, tied embeddings, mixed precision."""
     folder, ends = tmp_path / "whole", []
     for resume in (None, str(folder / "checkpoint-4")):
         torch.manual_seed(0)
@@ -221,17 +221,31 @@ def test_a_pretrained_model_is_saved_and_goes_on(tmp_path):
         )
         model = transformers.GPT2LMHeadModel(config)
         padst_fx.sparsify(model, "diag", 0.75, permutation="learned")
-        graphs = CompileCounterWithBackend("aot_eager")
-        model.compile(backend=graphs)
         trainer = trainer_of(folder, model, max_steps=8, save_steps=4, bf16=True)
         tokens = torch.arange(SAMPLES * 8).view(-1, 8) * 7 % 32
         trainer.train_dataset = [{"input_ids": row, "labels": row} for row in tokens]
         callback = DSTCallback(trainer, delta_t=2)
         trainer.add_callback(callback)
         trainer.train(resume_from_checkpoint=resume)
-        assert graphs.frame_count == 2
         ends.append(seen(trainer, callback))
     assert_same(ends[1], ends[0])
+
+
+def test_a_model_compiled_in_place_keeps_its_two_graphs(tmp_path):
+    model, graphs = sparse_model("rigl learned"), CompileCounterWithBackend("aot_eager")
+    model.compile(backend=graphs, fullgraph=True)
+    trainer = trainer_of(tmp_path, model)
+    callback = DSTCallback(trainer, **settings_of("rigl learned"))
+    trainer.add_callback(callback)
+    trainer.train()
+    assert callback.dst.exploration > 0.25
+    assert graphs.frame_count == 2
+
+
+def test_backends_come_by_compiling_in_place(tmp_path):
+    """Accelerate has a closed list of backends, so the Trainer's own argument refuses others."""
+    with pytest.raises(ValueError, match="PADST"):
+        trainer_of(tmp_path, sparse_model("set random"), torch_compile_backend="padst")
 
 
 def test_training_again_starts_anew(tmp_path):
