@@ -29,6 +29,23 @@ def test_nothing_beside_torch_is_imported_and_no_cuda_context_is_made():
     assert run(script).strip() == "['padst_fx'] False"
 
 
+@pytest.mark.parametrize("library", ["transformers", "lightning"])
+def test_integrations_import_their_own_library_and_say_when_it_is_missing(library):
+    script = (
+        "import sys\n"
+        "import padst_fx, padst_fx.integrations\n"
+        "for name in padst_fx.__all__:\n"
+        "    getattr(padst_fx, name)\n"
+        "assert not {'transformers', 'accelerate', 'lightning'} & set(sys.modules)\n"
+        f"sys.modules[{library!r}] = None\n"
+        "try:\n"
+        f"    import padst_fx.integrations.{library}\n"
+        "except ImportError as error:\n"
+        "    print(error)\n"
+    )
+    assert f"pip install 'padst_fx[{library}]'" in run(script)
+
+
 def test_every_public_name_is_there():
     script = (
         "import padst_fx\n"

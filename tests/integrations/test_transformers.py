@@ -3,6 +3,7 @@ stopped."""
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -35,6 +36,14 @@ CASES = {
     "dynadiag": ("diag", "dynadiag", "random"),
     "rigl soft": ("diag", "rigl", "soft"),
 }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def little_to_collect():
+    """Accelerate collects garbage before every training: spare it all that was imported."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 class Regression(nn.Module):
