@@ -10,7 +10,6 @@ from torch import Tensor
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
-    from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 except ImportError as error:
     raise ImportError(
         "padst_fx.integrations.lightning needs lightning: "
@@ -25,6 +24,12 @@ from padst_fx.integrations.managed import (
     start_metrics,
     update_metrics,
 )
+
+
+# Ways of training in which every process holds the whole model, and one that derives from them.
+# By name: `pytorch_lightning`, the same library's other package, has classes of its own.
+WHOLE_MODEL = {"SingleDeviceStrategy", "DDPStrategy"}
+SPLIT_MODEL = {"DeepSpeedStrategy"}
 
 
 class DSTCallback(Callback):
@@ -140,11 +145,11 @@ def _check(trainer: Trainer, module: LightningModule) -> None:
             "DSTCallback cannot tell the steps of manual optimization. Make a padst_fx.DST in "
             "configure_optimizers and call its step() after the optimizer's in training_step"
         )
-    strategy = trainer.strategy
-    whole = isinstance(strategy, SingleDeviceStrategy | DDPStrategy)
-    if not whole or isinstance(strategy, DeepSpeedStrategy):
+    strategy = type(trainer.strategy)
+    names = {base.__name__ for base in strategy.__mro__}
+    if not names & WHOLE_MODEL or names & SPLIT_MODEL:
         raise ValueError(
-            f"DSTCallback does not train under {type(strategy).__name__}: it needs the whole model "
+            f"DSTCallback does not train under {strategy.__name__}: it needs the whole model "
             "in every process, alone or under DDPStrategy"
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 try:
@@ -143,12 +144,17 @@ def _check(trainer: Trainer) -> None:
         )
 
 
-def _steps(trainer: Trainer) -> int:
-    """How many optimizer steps the Trainer will take."""
-    if trainer.args.max_steps > 0:
-        return trainer.args.max_steps
-    dataloader = trainer.get_train_dataloader()
-    return trainer.set_initial_training_values(trainer.args, dataloader)[-1]
+def _steps(trainer: Trainer) -> int | None:
+    """How many optimizer steps the Trainer will take; None if its data has no length."""
+    args = trainer.args
+    if args.max_steps > 0:
+        return args.max_steps
+    try:
+        batches = len(trainer.get_train_dataloader())
+    except TypeError:
+        return None
+    per_epoch = max(1, math.ceil(batches / args.gradient_accumulation_steps))
+    return math.ceil(args.num_train_epochs * per_epoch)
 
 
 def _saved(state: TrainerState, name: str) -> Any:

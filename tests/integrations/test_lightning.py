@@ -6,6 +6,7 @@ import csv
 import warnings
 
 import pytest
+import pytorch_lightning
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -234,6 +235,22 @@ def test_a_split_model_is_refused(tmp_path):
     trainer._accelerator_connector.strategy = FSDPStrategy(accelerator=trainer.accelerator)
     with pytest.raises(ValueError, match="does not train under FSDPStrategy"):
         callback.on_fit_start(trainer, Regression("set random"))
+
+
+def test_the_other_package_of_the_library_is_served(tmp_path):
+    class Other(pytorch_lightning.LightningModule):
+        training_step = Regression.training_step
+        configure_optimizers = Regression.configure_optimizers
+
+    module, callback = Other(), DSTCallback(delta_t=2)
+    module.inner, module.losses = Regression("rigl learned").inner, []
+    trainer = pytorch_lightning.Trainer(
+        max_epochs=1, accelerator="cpu", devices=1, callbacks=[callback], logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    )
+    trainer.fit(module, data())
+    assert callback.dst.steps == SAMPLES // BATCH
+    assert callback.dst.exploration > 0.25
 
 
 def test_settings_beside_a_dst_of_the_module_are_refused():

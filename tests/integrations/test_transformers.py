@@ -271,8 +271,28 @@ def test_training_again_starts_anew(tmp_path):
 
 
 def test_epochs_are_counted_in_steps(tmp_path):
-    _, callback = managed(tmp_path, "set random", max_steps=-1, num_train_epochs=3)
-    assert callback.dst.t_end == 18  # three quarters of 3 x 64 / (4 x 2)
+    # Three batches to a step: 16 batches make 6 steps an epoch, the last of a single batch.
+    trainer, callback = managed(
+        tmp_path, "set random", max_steps=-1, num_train_epochs=2.5, gradient_accumulation_steps=3,
+        save_strategy="no",
+    )
+    before = callback.dst
+    assert before.t_end == 11  # three quarters of 15
+    trainer.train()
+    assert trainer.state.max_steps == callback.dst.steps == 15
+    assert callback.dst is before
+
+
+def test_steps_nobody_knows_are_asked_for(tmp_path):
+    class Endless(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            yield from dataset()
+
+    trainer = trainer_of(tmp_path, sparse_model("set random"), max_steps=-1)
+    trainer.train_dataset = Endless()
+    with pytest.raises(ValueError, match="give t_end as a number of steps"):
+        DSTCallback(trainer)
+    assert DSTCallback(trainer, t_end=200).dst.t_end == 200
 
 
 def change(folder, edit):
