@@ -25,7 +25,6 @@ from padst_fx.integrations.managed import (
     update_metrics,
 )
 
-
 # Ways of training in which every process holds the whole model, and one that derives from them.
 # By name: `pytorch_lightning`, the same library's other package, has classes of its own.
 WHOLE_MODEL = {"SingleDeviceStrategy", "DDPStrategy"}

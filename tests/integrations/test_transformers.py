@@ -340,7 +340,7 @@ def test_a_checkpoint_without_a_fitting_state_is_refused(saved, tmp_path, edit, 
 
 
 def test_a_dense_model_is_told_to_be_sparsified(tmp_path):
-    with pytest.raises(ValueError, match="call padst_fx.sparsify"):
+    with pytest.raises(ValueError, match=r"call padst_fx\.sparsify"):
         DSTCallback(trainer_of(tmp_path, Regression()))
 
 
