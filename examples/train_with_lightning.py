@@ -88,8 +88,8 @@ def main() -> None:
     show(folder / "whole" / "logs" / f"version_{EPOCHS}" / "metrics.csv")
     train(folder / "cut", epochs=CUT_AFTER)
     rest = train(folder / "cut", resume=folder / "cut" / f"epoch={CUT_AFTER - 1}.ckpt")
-    ends = (trainer.lightning_module.state_dict() for trainer in (whole, rest))
-    same = all(torch.equal(*pair) for pair in zip(*(end.values() for end in ends), strict=True))
+    ends = (trainer.lightning_module.state_dict().values() for trainer in (whole, rest))
+    same = all(torch.equal(*pair) for pair in zip(*ends, strict=True))
     print(f"cut after epoch {CUT_AFTER}, went on: every tensor the same: {same}")
 
 

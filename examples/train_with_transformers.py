@@ -57,18 +57,19 @@ def sparse_model() -> nn.Module:
     return padst_fx.sparsify(GPT2LMHeadModel(config), "diag", 0.9, permutation="learned")
 
 
-def train(folder: Path, stop_at: int = STEPS, resume: bool = False) -> Trainer:
+def train(folder: Path, stop_at: int = STEPS, resume: bool = False) -> tuple[nn.Module, Trainer]:
     """Train a new model till a step, from the folder's last checkpoint if asked to."""
+    model = sparse_model()
     args = TrainingArguments(
         str(folder), max_steps=STEPS, per_device_train_batch_size=8, gradient_accumulation_steps=2,
         learning_rate=3e-3, logging_steps=5, save_steps=CUT_AT, report_to=[], use_cpu=True,
         disable_tqdm=True,
     )
-    trainer = Trainer(sparse_model(), args, train_dataset=text(), callbacks=[StopAt(stop_at)])
+    trainer = Trainer(model, args, train_dataset=text(), callbacks=[StopAt(stop_at)])
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(DSTCallback(trainer, method="rigl", delta_t=5))
     trainer.train(resume_from_checkpoint=resume)
-    return trainer
+    return model, trainer
 
 
 def show(title: str, trainer: Trainer) -> None:
@@ -86,12 +87,12 @@ def show(title: str, trainer: Trainer) -> None:
 
 def main() -> None:
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp())
-    whole = train(folder / "whole")
-    show("at one go", whole)
+    whole, trainer = train(folder / "whole")
+    show("at one go", trainer)
     train(folder / "cut", stop_at=CUT_AT)
-    rest = train(folder / "cut", resume=True)
-    ends = (trainer.model.state_dict() for trainer in (whole, rest))
-    same = all(torch.equal(*pair) for pair in zip(*(end.values() for end in ends), strict=True))
+    rest, _ = train(folder / "cut", resume=True)
+    ends = (model.state_dict().values() for model in (whole, rest))
+    same = all(torch.equal(*pair) for pair in zip(*ends, strict=True))
     print(f"cut at step {CUT_AT}, went on: every tensor the same: {same}")
 
 

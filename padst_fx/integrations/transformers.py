@@ -55,6 +55,7 @@ class DSTCallback(TrainerCallback, ExportableState):
         self.trainer = trainer
         self.layers = layers
         _check(trainer)
+        assert trainer.model is not None
         self._adds_parameters = adds_parameters(trainer.model, method)
         if self._adds_parameters and trainer.lr_scheduler is not None:
             raise ValueError(
@@ -65,7 +66,7 @@ class DSTCallback(TrainerCallback, ExportableState):
         if trainer.optimizer is None:
             trainer.create_optimizer()
         self._steps = _steps(trainer) if self.settings.needs_steps() else None
-        self.dst: DST = self.settings.make(trainer.model, trainer.optimizer, self._steps)
+        self.dst = self._make(self._steps)
 
     def on_train_begin(
         self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -110,7 +111,12 @@ class DSTCallback(TrainerCallback, ExportableState):
             )
         self.dst.close()
         self._steps = steps if self.settings.needs_steps() else None
-        self.dst = self.settings.make(self.trainer.model, self.trainer.optimizer, self._steps)
+        self.dst = self._make(self._steps)
+
+    def _make(self, steps: int | None) -> DST:
+        model, optimizer = self.trainer.model, self.trainer.optimizer
+        assert model is not None and optimizer is not None
+        return self.settings.make(model, optimizer, steps)
 
     def _log(self, metrics: dict[str, float], control: TrainerControl) -> None:
         """Log beside what the Trainer logs: it takes any log for the one that was due."""
@@ -159,7 +165,8 @@ def _steps(trainer: Trainer) -> int | None:
 
 def _saved(state: TrainerState, name: str) -> Any:
     """The state of a DST out of `trainer_state.json`, None if there is none."""
-    saved = (state.stateful_callbacks or {}).get(name)
+    callbacks: Any = state.stateful_callbacks
+    saved = callbacks.get(name) if isinstance(callbacks, dict) else None
     attributes = saved.get("attributes") if isinstance(saved, dict) else None
     if not isinstance(attributes, dict) or "dst" not in attributes:
         return None
