@@ -86,6 +86,13 @@ class Hardening:
         for matrix in self._held:
             matrix.requires_grad_(True)
 
+    def follow_model(self) -> None:
+        """Have the optimizer hold the matrices that the model has by now, if it holds others."""
+        present = [matrix for _, _, matrix in self.soft]
+        held = self._held
+        if len(present) != len(held) or any(a is not b for a, b in zip(present, held, strict=True)):
+            self.claim()
+
     def close(self) -> None:
         """Leave the permutations as they are: they ask for no gradient any more."""
         for _, _, matrix in self.soft:
@@ -214,8 +221,7 @@ class Hardening:
         self.events = state_dict["events"]
         self.recompilations = state_dict["recompilations"]
         self.put_off = state_dict["put_off"]
-        if self.layers:
-            self.claim()
+        self.follow_model()
 
 
 def _per_line(matrix: Tensor) -> Tensor:

@@ -140,7 +140,14 @@ class DST:
             if (manager := this()) is not None and manager._listening:
                 manager._after_optimizer_step()
 
+        def follow(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+            if (manager := this()) is not None and optimizer is manager.optimizer:
+                manager.hardening.follow_model()
+
         self.optimizer.register_step_post_hook(after)
+        # A model may have been loaded before its optimizer, with other permutations soft.
+        self.optimizer.register_state_dict_pre_hook(follow)
+        self.optimizer.register_load_state_dict_pre_hook(follow)
         for state in self.states:
             MANAGERS[state.layer] = this
         self._prepare_next_step()

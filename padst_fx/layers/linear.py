@@ -419,6 +419,8 @@ class SparseLinear(nn.Module):
             raise ValueError(f"cannot load {prefix.rstrip('.') or 'the layer'}: {fault}")
         if self.permutation == "soft" and f"{prefix}perm" in state_dict:
             self.be_soft(f"{prefix}soft_perm" in state_dict)
+        if f"{prefix}alpha" in state_dict and isinstance(self.pattern, DiagPattern):
+            self.enable_scores()
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         if self.absent.device != self.values.device or self.absent.dtype != self.values.dtype:
             self._follow_values()

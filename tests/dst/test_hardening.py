@@ -288,7 +288,13 @@ def test_going_on_from_files_is_bit_identical(tmp_path, method, stop):
     assert other_dst.hardening.recompilations == dst.hardening.recompilations == 2
 
 
-def test_going_back_to_a_soft_state_and_on_to_a_hard_one():
+@pytest.mark.parametrize("optimizer_last", [True, False])
+def test_going_back_to_a_soft_state_and_on_to_a_hard_one(optimizer_last):
+    def load(trio, states):
+        pairs = list(zip(trio, states, strict=True))
+        for part, state in pairs if optimizer_last else [pairs[0], pairs[2], pairs[1]]:
+            part.load_state_dict(state)
+
     model, optimizer, dst = trainer()
     train(model, optimizer, dst, range(1, 5))
     soft = copy.deepcopy([part.state_dict() for part in (model, dst, optimizer)])
@@ -297,13 +303,11 @@ def test_going_back_to_a_soft_state_and_on_to_a_hard_one():
     expected = copy.deepcopy(model)
     with pytest.raises(ValueError, match=r"other permutations are soft.*'0', '2'.*model's state"):
         dst.load_state_dict(soft[1])
-    for part, state in zip((model, dst, optimizer), soft, strict=True):
-        part.load_state_dict(state)
+    load((model, dst, optimizer), soft)
     train(model, optimizer, dst, range(5, 9))
     assert_same(model, expected)
     fresh, fresh_optimizer, fresh_dst = trainer()
-    for part, state in zip((fresh, fresh_dst, fresh_optimizer), hard, strict=True):
-        part.load_state_dict(state)
+    load((fresh, fresh_dst, fresh_optimizer), hard)
     for trio in ((model, optimizer, dst), (fresh, fresh_optimizer, fresh_dst)):
         train(*trio, range(9, 12))
     assert_same(model, fresh)

@@ -36,6 +36,36 @@ def train(model, optimizer, dst, steps=8):
     return changed
 
 
+class View(torch.optim.Optimizer):
+    """An optimizer that shows another's state as its own, like Accelerate's."""
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+
+    @property
+    def state(self):
+        return self.optimizer.state
+
+
+class Slow(torch.optim.Optimizer):
+    """An optimizer with a state of its own around another, like a look-ahead."""
+
+    def __init__(self, optimizer):
+        super().__init__(optimizer.param_groups, {})
+        self.optimizer = optimizer
+
+
+def test_only_optimizers_without_a_state_are_looked_through():
+    model = sparse_model()
+    inner = torch.optim.Adam(model.parameters())
+    dst = DST(model, View(View(inner)), delta_t=2)
+    assert dst.optimizer is inner
+    assert any(train(model, inner, dst))
+    dst.close()
+    slow = Slow(inner)
+    assert DST(model, slow).optimizer is slow
+
+
 def test_a_copied_trio_goes_on_alike():
     model = sparse_model()
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2)

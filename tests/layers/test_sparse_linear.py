@@ -195,6 +195,18 @@ def test_bad_structure_parameters(make):
         make()
 
 
+def test_a_state_brings_dynadiags_scores_with_it():
+    source, layer = (SparseLinear(24, 24, "diag", 0.5) for _ in range(2))
+    source.enable_scores()
+    with torch.no_grad():
+        source.alpha.uniform_()
+    layer.load_state_dict(source.state_dict())
+    x = torch.randn(3, 24)
+    torch.testing.assert_close(layer(x), source(x), rtol=0, atol=0)
+    with pytest.raises(RuntimeError, match="alpha"):
+        SparseLinear(24, 24, Block(4), 0.5).load_state_dict(source.state_dict())
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_layer_made_on_meta_takes_a_state_dict(bias):
     source = SparseLinear(24, 24, "diag", 0.5, bias=bias)
