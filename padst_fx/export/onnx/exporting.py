@@ -119,6 +119,7 @@ def translated(
     frozen_model: FrozenModel, example_inputs: Any, dynamic_shapes: Any, opset: int
 ) -> torch.onnx.ONNXProgram:
     """The ONNX model with every sparse layer as one node without a body."""
+    from padst_fx.export.onnx.masks import without_idle_masks
     from padst_fx.export.onnx.translation import translation_table
 
     args, kwargs = arguments(example_inputs)
@@ -126,7 +127,7 @@ def translated(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
-                frozen_model.program,
+                without_idle_masks(frozen_model.program),
                 args,
                 kwargs=kwargs,
                 dynamic_shapes=dynamic_shapes,

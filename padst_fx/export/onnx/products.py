@@ -94,9 +94,12 @@ class RowBlockProduct:
     def fixed(self) -> ir.Value:
         """`[..., out]`, by a transposition that stays: merged into one of attention heads it would
         be several times as slow."""
-        op = self.writer.op
-        y = op("Reshape", self._in_order(), self.writer.shape(self.layer.out_features, -1))
-        y = op("Transpose", self._with_bias(y, 1), perm=[1, 0])
+        op, tile = self.writer.op, self.blocks.tile
+        y = op("Reshape", self._in_order(), self.writer.shape(self.rows, tile, -1))
+        if self.layer.bias is not None:
+            bias = op("Reshape", self.layer.bias, self.writer.shape(self.rows, tile, 1))
+            y = op("Add", y, bias)
+        y = op("Transpose", y, perm=[2, 0, 1])
         sizes = op("Shape", self.layer.x, start=0, end=-1)
         sizes = op("Concat", sizes, self.writer.shape(self.layer.out_features), axis=0)
         return op("Reshape", y, sizes)
