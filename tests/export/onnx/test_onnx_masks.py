@@ -34,7 +34,10 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         heads, values = x.unsqueeze(1), self.values(x).unsqueeze(1)
         attend = F.scaled_dot_product_attention
-        return [attend(heads, heads, values, attn_mask=mask(x)) for mask, _ in MASKS.values()]
+        return [
+            attend(heads * number, heads, values, attn_mask=mask(x))
+            for number, (mask, _) in enumerate(MASKS.values(), 1)
+        ]
 
 
 def test_only_masks_that_hide_nothing_go(tmp_path):
