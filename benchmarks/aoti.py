@@ -33,18 +33,19 @@ QUICK_WORKLOADS = 1
 
 @dataclass(frozen=True)
 class Workload:
-    """A dense model and one input of it."""
+    """A dense model, one input of it, and the layers that become sparse (None: all but heads)."""
 
     name: str
     build: Callable[[], nn.Module]
     argument: Tensor
+    layers: tuple[str, ...] | None = None
 
 
 def workloads(layers: int) -> list[Workload]:
     """Two layers of one token each, and a transformer of so many layers."""
     return [
-        Workload("16 x 16, 1 token", partial(_linear, 16), torch.randn(1, 16)),
-        Workload("768 x 768, 1 token", partial(_linear, 768), torch.randn(1, 768)),
+        Workload("16 x 16, 1 token", partial(_linear, 16), torch.randn(1, 16), ("0",)),
+        Workload("768 x 768, 1 token", partial(_linear, 768), torch.randn(1, 768), ("0",)),
         Workload(f"ViT-B/16, {layers} layers, 1 image", lambda: Logits(vit_b16(layers)),
                  torch.randn(1, 3, 224, 224)),
     ]  # fmt: skip
@@ -60,8 +61,9 @@ def contestants(workload: Workload, names: list[str], folder: Path) -> Iterator[
     yield _package(DENSE, dense, dense, argument, folder)
     for name in names:
         model = padst_fx.sparsify(
-            deepcopy(dense), STRUCTURES[name], SPARSITY, permutation="random"
-        )
+            deepcopy(dense), STRUCTURES[name], SPARSITY, permutation="random",
+            include=workload.layers,
+        )  # fmt: skip
         frozen = padst_fx.freeze(model, argument, skip_slower=False)
         yield _package(name, frozen, model, argument, folder)
         call = partial(compiled(frozen, "padst"), argument)
