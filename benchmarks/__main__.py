@@ -16,6 +16,7 @@ import torch
 from torch._inductor import config as inductor
 
 from benchmarks import (
+    aoti,
     cold_start,
     cost_records,
     frozen,
@@ -43,6 +44,7 @@ TABLES: dict[str, Callable[[Settings], Table]] = {
     "models": models.run,
     "frozen": frozen.run,
     "onnx": onnx_runtime.run,
+    "aoti": aoti.run,
     "training": training.run,
     "updates": updates.run,
     "memory": memory.run,

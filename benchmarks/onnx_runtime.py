@@ -34,6 +34,8 @@ STRUCTURES: dict[str, Structure] = {
     **structures.STRUCTURES,
     "Diag(run=16)": Diag(run=16),
     "Diag(width=64)": Diag(width=64),
+    "Diag(width=96)": Diag(width=96),
+    "Diag(width=128)": Diag(width=128),
     "Block(64)": Block(64),
     "NM(1, 10, tile=64)": NM(1, 10, tile=64),
     "Unstructured()": Unstructured(),

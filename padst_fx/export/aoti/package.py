@@ -16,13 +16,15 @@ from torch.export import ExportedProgram
 from padst_fx import backend
 from padst_fx.compiled import uncompiled
 from padst_fx.export.aoti.companions import put_companions
-from padst_fx.export.aoti.destination import written_whole
-from padst_fx.freezing import FrozenModel, freeze
+from padst_fx.export.source import check_ready, frozen_form
+from padst_fx.export.target import check_target, written_together
 from padst_fx.kernels.native import build
 from padst_fx.kernels.native import isa as isas
 from padst_fx.layers.linear import SparseLinear
 from padst_fx.passes.projection_op import projection_ops
 from padst_fx.projections.graph import arguments, exported
+
+SUFFIX = ".pt2"
 
 # What Inductor compiles its own code for, given instruction sets by name: -march and vector bits
 # by the narrowest of them. Its 512-bit code takes more than avx512 stands for here.
@@ -64,13 +66,15 @@ def export_aoti(
     `TypeError` for what is no module; `OSError` for a path that cannot be written;
     `padst_fx.kernels.native.build.BuildError` where there is no C++ compiler.
     """
-    _check_model(model)
+    check_ready(model)
+    _check_devices(model)
+    target = _check_path(path)
     names = _instruction_sets(isa)
     settings = _read_options(options)
     build.compiler()
-    with written_whole(Path(path)) as file, tempfile.TemporaryDirectory() as name:
+    with written_together([target]) as new, tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        frozen = _frozen(model, example_inputs, dynamic_shapes, skip_slower)
+        frozen = frozen_form(model, example_inputs, dynamic_shapes, skip_slower=skip_slower)
         args, kwargs = arguments(example_inputs)
         # The graph itself has the names of the arguments that dynamic shapes may be given by.
         program = exported(frozen.program, args, kwargs, dynamic_shapes)
@@ -83,40 +87,25 @@ def export_aoti(
             "aot_inductor.output_path": str(folder / "model"),
             "aot_inductor.metadata": {"PADST_FX_CPU_ISA": ",".join(names)},
         }
-        _package(program, configuration, companions, file)
-    return Path(path)
+        _package(program, configuration, companions, new / target.name)
+    return target
 
 
-def _check_model(model: nn.Module) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    if model.training:
-        raise ValueError(
-            f"{type(model).__name__} is in training mode: call model.eval() before it is exported"
-        )
+def _check_path(path: str | os.PathLike[str]) -> Path:
+    target = check_target(path)
+    if target.suffix != SUFFIX:
+        raise ValueError(f"path must end in {SUFFIX}, got {str(target)!r}")
+    return target
+
+
+def _check_devices(model: nn.Module) -> None:
     for name, layer in uncompiled(model).named_modules():
-        if not isinstance(layer, SparseLinear):
-            continue
-        probes = (layer.probe, layer.permutation_probe)
-        if any(probe is not None and probe.requires_grad for probe in probes):
-            raise ValueError(
-                f"{name} collects growth scores: finish the step with DST.step(), or end the "
-                "training with DST.close(), before the model is exported"
-            )
-        if layer.values.device.type != "cpu":
+        if isinstance(layer, SparseLinear) and layer.values.device.type != "cpu":
             raise ValueError(
                 f"{name} is on {layer.values.device}: packages have the kernels of the CPU only, "
                 "those for CUDA are launched by Python. Move the model with model.cpu(), or on a "
                 "GPU use torch.compile(model, backend='padst')"
             )
-
-
-def _frozen(
-    model: nn.Module, example_inputs: Any, dynamic_shapes: Any, skip_slower: bool
-) -> FrozenModel:
-    if isinstance(model, FrozenModel):
-        return model
-    return freeze(model, example_inputs, dynamic_shapes, skip_slower=skip_slower)
 
 
 def _instruction_sets(isa: str | Sequence[str] | None) -> list[str]:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from padst_fx.compiled import uncompiled
+from padst_fx.export.source import frozen_form
 from padst_fx.export.target import check_target
-from padst_fx.freezing import FrozenModel, freeze
+from padst_fx.freezing import FrozenModel
 from padst_fx.freezing.trace import hint
 from padst_fx.passes.projection_op import projection_ops
 from padst_fx.projections.graph import arguments
@@ -55,10 +55,10 @@ def export_onnx(
     them as they are multiplied by, for runtimes that look for zeros in the file.
 
     Raises `ModuleNotFoundError` without the packages of `padst_fx[onnx]`, `TypeError` and
-    `ValueError` as `freeze` does, `ValueError` for a model in training mode, an unknown opset or
-    value of `weights` (with `custom_ops`: another than "compact"), or a model that ONNX has no
-    operators for, and `OSError` where the file cannot be written. After an error no file has been
-    written or changed.
+    `ValueError` as `freeze` does, `ValueError` for a model in training mode or that collects
+    growth scores, an unknown opset or value of `weights` (with `custom_ops`: another than
+    "compact"), or a model that ONNX has no operators for, and `OSError` where the file cannot be
+    written. After an error no file has been written or changed.
     """
     _check_packages()
     from padst_fx.export.onnx.files import write
@@ -71,7 +71,7 @@ def export_onnx(
         raise ValueError(f"weights must be one of {', '.join(STORAGE)}; got {weights!r}")
     if custom_ops and weights != "compact":
         raise ValueError(f"custom_ops stores compact weights, got weights={weights!r}")
-    frozen_model = frozen(model, example_inputs, dynamic_shapes)
+    frozen_model = frozen_form(model, example_inputs, dynamic_shapes)
     program = translated(frozen_model, example_inputs, dynamic_shapes, opset)
     names = layer_names(frozen_model)
     layers = (
@@ -101,24 +101,11 @@ def checked_opset(opset: int | None) -> int:
     return opset
 
 
-def frozen(model: Any, example_inputs: Any, dynamic_shapes: Any) -> FrozenModel:
-    """The frozen form of a model that may be exported: it is one, and in evaluation mode."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    training = [name for name, module in uncompiled(model).named_modules() if module.training]
-    if training:
-        raise ValueError(
-            f"{training[0] or type(model).__name__} is in training mode: call model.eval() first"
-        )
-    if isinstance(model, FrozenModel):
-        return model
-    return freeze(model, example_inputs, dynamic_shapes, skip_slower=False)
-
-
 def translated(
     frozen_model: FrozenModel, example_inputs: Any, dynamic_shapes: Any, opset: int
 ) -> torch.onnx.ONNXProgram:
     """The ONNX model with every sparse layer as one node without a body."""
+    from padst_fx.export.onnx.masks import without_idle_masks
     from padst_fx.export.onnx.translation import translation_table
 
     args, kwargs = arguments(example_inputs)
@@ -126,7 +113,7 @@ def translated(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
-                frozen_model.program,
+                without_idle_masks(frozen_model.program),
                 args,
                 kwargs=kwargs,
                 dynamic_shapes=dynamic_shapes,

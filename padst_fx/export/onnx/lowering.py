@@ -33,9 +33,10 @@ def lower(
     sparse = list(sparse_nodes(model.graph))
     forms = {layer.node: choose(layer, tokens[layer.name]) for layer in sparse}
     layers = [described(layer, forms[layer.node]) for layer in sparse]
+    compact = {layer.values for layer in sparse}
     for layer in sparse:
         writer.replace(layer.node, compute(writer, layer, forms))
-    layers += store_masked(writer, names)
+    layers += store_masked(writer, names, compact)
     InlinePass()(model)
     remove_unused(model)
     model.opset_imports.pop(DOMAIN, None)
@@ -47,7 +48,8 @@ def define(model: ir.Model, names: Names) -> tuple[Layer, ...]:
     add_functions(model)
     writer = Writer(model.graph)
     layers = []
-    for layer in list(sparse_nodes(model.graph)):
+    sparse = list(sparse_nodes(model.graph))
+    for layer in sparse:
         kind = f"{DOMAIN}::{layer.kind}"
         layers.append(described(layer, Form(kind, "custom_ops was asked for")))
         if layer.perm is None:
@@ -56,7 +58,7 @@ def define(model: ir.Model, names: Names) -> tuple[Layer, ...]:
         if layer.bias is None:
             zeros = np.zeros(layer.out_features, array_of(layer.values).dtype)
             layer.node.replace_input_with(4, writer.constant(f"{layer.name}.zeros", zeros))
-    layers += store_masked(writer, names)
+    layers += store_masked(writer, names, {layer.values for layer in sparse})
     remove_unused(model)
     return tuple(layers)
 
@@ -73,9 +75,11 @@ def described(layer: SparseNode, form: Form) -> Layer:
     )  # fmt: skip
 
 
-def store_masked(writer: Writer, names: Names) -> list[Layer]:
-    """Store dense weights that are mostly zeros as their other entries."""
-    found = [value for value in writer.graph.initializers.values() if is_masked(value)]
+def store_masked(writer: Writer, names: Names, compact: set[ir.Value]) -> list[Layer]:
+    """Store dense weights that are mostly zeros as their other entries. Weights that are `compact`
+    stay, although many of them are zero too just after an update has grown them."""
+    values = writer.graph.initializers.values()
+    found = [value for value in values if value not in compact and is_masked(value)]
     return [_store_masked(writer, value, names) for value in found]
 
 

@@ -94,9 +94,12 @@ class RowBlockProduct:
     def fixed(self) -> ir.Value:
         """`[..., out]`, by a transposition that stays: merged into one of attention heads it would
         be several times as slow."""
-        op = self.writer.op
-        y = op("Reshape", self._in_order(), self.writer.shape(self.layer.out_features, -1))
-        y = op("Transpose", self._with_bias(y, 1), perm=[1, 0])
+        op, tile = self.writer.op, self.blocks.tile
+        y = op("Reshape", self._in_order(), self.writer.shape(self.rows, tile, -1))
+        if self.layer.bias is not None:
+            bias = op("Reshape", self.layer.bias, self.writer.shape(self.rows, tile, 1))
+            y = op("Add", y, bias)
+        y = op("Transpose", y, perm=[2, 0, 1])
         sizes = op("Shape", self.layer.x, start=0, end=-1)
         sizes = op("Concat", sizes, self.writer.shape(self.layer.out_features), axis=0)
         return op("Reshape", y, sizes)
@@ -133,14 +136,14 @@ class RowBlockProduct:
                  shape(self.layer.in_features, self.rows, tile))  # fmt: skip
         by_block = op("Reshape", op("Transpose", cut, perm=[1, 0, 2]),
                       shape(self.rows, self.stretches, stretch * tile))  # fmt: skip
-        zero = self.writer.constant(f"{self.layer.name}.zero",
-                                    np.zeros((), array_of(self.layer.values).dtype))  # fmt: skip
-        zeros = op("Expand", zero, shape(self.rows, 1, stretch * tile))
+        zeros = op("Expand", self._zero(), shape(self.rows, 1, stretch * tile))
         return op("Concat", by_block, zeros, axis=1)
 
     def _product(self, x: ir.Value, matrix: ir.Value, batch: Batch, suffix: str) -> ir.Value:
         op, shape = self.writer.op, self.writer.shape
         count, width = len(batch.rows), batch.reads.shape[1] * self.blocks.stretch
+        if not width:
+            return self._zeros(x, count)
         reads = self.writer.indices(f"{self.layer.name}.reads{suffix}", batch.reads.numpy())
         if not self.blocks.in_order:
             rows = self.writer.indices(f"{self.layer.name}.rows{suffix}", batch.rows.numpy())
@@ -151,6 +154,17 @@ class RowBlockProduct:
         read = op("Gather", x, op("Mod", reads, shape(self.stretches)), axis=0)
         read = op("Reshape", read, shape(count, width, -1))
         return op("MatMul", op("Transpose", weight, perm=[0, 2, 1]), read)
+
+    def _zeros(self, x: ir.Value, count: int) -> ir.Value:
+        """`[count, tile, tokens]` of row blocks that read nothing."""
+        op, shape = self.writer.op, self.writer.shape
+        tokens = op("Shape", op("Reshape", x, shape(self.layer.in_features, -1)), start=1)
+        sizes = op("Concat", shape(count, self.blocks.tile), tokens, axis=0)
+        return op("Expand", self._zero(), sizes)
+
+    def _zero(self) -> ir.Value:
+        dtype = array_of(self.layer.values).dtype
+        return self.writer.constant(f"{self.layer.name}.zero", np.zeros((), dtype))
 
     def _in_order(self) -> ir.Value:
         """The products of all batches in the order of the matrix's rows."""

@@ -18,8 +18,8 @@ MOST_BATCHES = 4
 
 @dataclass(frozen=True)
 class Batch:
-    """Row blocks that read the same number of stretches: `rows` `[B]` are their numbers, `reads`
-    `[B, K]` the stretches, ascending. A block with fewer is filled up with the number of
+    """Row blocks that read the same number of stretches, 0 or more: `rows` `[B]` are their numbers,
+    `reads` `[B, K]` the stretches, ascending. A block with fewer is filled up with the number of
     stretches, which is none. Both int64."""
 
     rows: Tensor
@@ -44,7 +44,7 @@ class RowBlocks:
     def of(cls, mask: Tensor, tile: int, stretch: int) -> RowBlocks:
         """The blocks of a mask `[out, in]`, in at most `MOST_BATCHES` batches."""
         reads = mask.view(mask.shape[0] // tile, tile, -1, stretch).any(3).any(1)
-        counts = reads.sum(1).clamp(min=1)
+        counts = reads.sum(1)
         batches = []
         for low, high in _ranges(counts):
             rows = ((counts >= low) & (counts <= high)).nonzero().view(-1)
@@ -61,7 +61,7 @@ class RowBlocks:
     @property
     def nbytes(self) -> int:
         """What the numbers of stretches take in a file."""
-        return sum(smallest(batch.reads.numpy()).nbytes for batch in self.batches)
+        return sum(smallest(b.reads.numpy()).nbytes for b in self.batches if b.size)
 
     @property
     def in_order(self) -> bool:

@@ -13,10 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from padst_fx.export.onnx.exporting import example_tokens, frozen, layer_names, translated
+from padst_fx.export.onnx.exporting import example_tokens, layer_names, translated
 from padst_fx.export.onnx.files import LARGEST_IN_ONE
 from padst_fx.export.onnx.lowering import expand, lower
 from padst_fx.export.onnx.report import Layer
+from padst_fx.export.source import frozen_form
 from padst_fx.export.tensorrt import form as forms
 from padst_fx.export.tensorrt.arithmetic import PART
 from padst_fx.export.tensorrt.fingerprint import fingerprint
@@ -75,7 +76,7 @@ def source_model(
     Raises what `export_onnx` raises, and `ValueError` for a dimension without an upper bound.
     """
     choose = forms.choose_for_any_mask if refit else forms.choose
-    frozen_model = frozen(model, example_inputs, dynamic_shapes)
+    frozen_model = frozen_form(model, example_inputs, dynamic_shapes)
     program = translated(frozen_model, example_inputs, dynamic_shapes, opset)
     layers = lower(
         program.model, layer_names(frozen_model), example_tokens(program), choose

@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from padst_fx.compiled import uncompiled
-from padst_fx.export.onnx.exporting import frozen
+from padst_fx.export.source import frozen_form
 from padst_fx.export.target import check_target
 from padst_fx.export.tensorrt import requirements
 from padst_fx.export.tensorrt.files import write
@@ -44,7 +44,7 @@ def export_through_torch(
     cache = None if options.timing_cache is None else check_target(options.timing_cache)
     _check_device(model, example_inputs)
     model, example_inputs = in_precision(model, example_inputs, options.precision)
-    program_module = frozen(model, example_inputs, dynamic_shapes).program
+    program_module = frozen_form(model, example_inputs, dynamic_shapes).program
     program = exported(program_module, *arguments(example_inputs), dynamic_shapes)
     names = [spec.arg.name for spec in program.graph_signature.input_specs]
     inputs = profile(program, [name for name in names if name in _user_inputs(program)])

@@ -37,6 +37,11 @@ def test_training_mode(model, tmp_path):
     refused(tmp_path, ValueError, r"0 is in training mode: call model.eval\(\) first", model, X)
 
 
+def test_growth_scores(model, tmp_path):
+    model[0].probe.requires_grad_(True)
+    refused(tmp_path, ValueError, r"0 collects growth scores: .*DST.step\(\)", model, X)
+
+
 def test_soft_permutations(tmp_path):
     soft = nn.Sequential(SparseLinear(32, 64, "diag", 0.9, permutation="soft")).eval()
     refused(tmp_path, ValueError, "the permutation of 0 is soft still", soft, X)

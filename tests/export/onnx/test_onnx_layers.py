@@ -1,4 +1,4 @@
-"""Every structure behind every kind of permutation, in one file each way."""
+"""Every structure with a permutation and without, in one file each way."""
 
 from __future__ import annotations
 
@@ -24,21 +24,13 @@ STRUCTURES = (
     NM(1, 6, tile=16),
     Unstructured(),
 )
-PERMUTATIONS = ("identity", "random", "learned", "soft")
+PERMUTATIONS = ("identity", "random")
 SHAPES = ((64, 96), (96, 64), (64, 64))
 
 
-def layer(
-    structure: padst_fx.Structure, permutation: str, shape: tuple[int, int]
-) -> SparseLinear:
-    """A sparse layer as a training leaves it: a learned or soft permutation is a hard one."""
+def layer(structure: padst_fx.Structure, permutation: str, shape: tuple[int, int]) -> SparseLinear:
     sparsity = None if isinstance(structure, NM) else 0.75
-    made = SparseLinear(*shape, structure, sparsity, permutation=permutation)
-    if permutation == "learned":
-        made.perm.copy_(torch.randperm(shape[0]))
-    if permutation == "soft":
-        made.harden(torch.randperm(shape[0]))
-    return made
+    return SparseLinear(*shape, structure, sparsity, permutation=permutation)
 
 
 class Branches(nn.Module):

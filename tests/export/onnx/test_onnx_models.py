@@ -9,9 +9,11 @@ import torch
 from onnx_checks import check, session
 from torch import nn
 from torch.export import Dim
+from zoo_training import call
 
 import padst_fx
-from padst_fx import NM, Block, Diag, SparseLinear, Unstructured
+from padst_fx import DST, NM, Block, Diag, SoftPermutation, SparseLinear, Unstructured
+from padst_fx.export.onnx import forms
 
 STRUCTURES = (
     Diag(),
@@ -23,6 +25,11 @@ STRUCTURES = (
     Unstructured(),
     NM(1, 8),
 )
+KINDS = ("random", "soft", "learned", "identity")
+STEPS = 2
+# Layers of this size are dense products, unless gathers cost nothing.
+FREE_GATHERS = forms.Costs(product=1, weight=0, gather=0, turn=0, call=0)
+GATHERED = ("vit", "llama")
 ROWS, TOKENS = {0: Dim.DYNAMIC}, {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
 SHAPES = {
     "vit": {"pixel_values": ROWS},
@@ -32,8 +39,9 @@ SHAPES = {
 }
 
 
-def mixed(name: str) -> nn.Module:
-    """The model with one structure after the other in its projections, behind permutations."""
+def mixed(name: str, turn: int) -> nn.Module:
+    """The model with one structure after the other in its projections, and one kind of permutation
+    after the other from `turn` on: in four turns every structure is behind every kind."""
     model = model_zoo.get(name).build()
     torch.manual_seed(0)
     heads = ("classifier", "lm_head", "pooler.dense")
@@ -42,14 +50,47 @@ def mixed(name: str) -> nn.Module:
         for path, module in model.named_modules()
         if type(module).__name__ in ("Linear", "Conv1D") and not path.endswith(heads)
     ]
+    assert len(found) >= len(STRUCTURES)
     for number, (path, module) in enumerate(found):
         structure = STRUCTURES[number % len(STRUCTURES)]
-        permutation = ("random", "identity")[number % 3 == 2]
+        kind = KINDS[(number + turn) % len(KINDS)]
         sparsity = None if isinstance(structure, NM) else 0.5
-        layer = SparseLinear.from_dense(module, structure, sparsity, permutation=permutation)
+        layer = SparseLinear.from_dense(module, structure, sparsity, permutation=kind)
         model.set_submodule(path, layer)
-    assert len(found) >= len(STRUCTURES)
     return model
+
+
+def trained(name: str, turn: int) -> nn.Module:
+    """The model after a few steps that begin far from where a training does, and end with soft
+    permutations hardened."""
+    model, entry = mixed(name, turn).train(), model_zoo.get(name)
+    layers = [each for each in model.modules() if isinstance(each, SparseLinear)]
+    for layer in layers:
+        _move(layer)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    soft = SoftPermutation(harden_at=STEPS)
+    dst = DST(model, optimizer, "rigl", delta_t=1, t_end=2 * STEPS, soft=soft)
+    for step in range(STEPS):
+        loss = entry.loss(call(model, entry, step)) + dst.penalty()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        dst.step()
+    dst.close()
+    assert all(layer.soft_perm is None for layer in layers)
+    permuted = [layer for layer in layers if layer.permutation != "identity"]
+    assert all(bool((layer.perm.diff() != 1).any()) for layer in permuted)
+    return model.eval()
+
+
+@torch.no_grad()
+def _move(layer: SparseLinear) -> None:
+    """A learned or soft permutation far from the identity, as a long training may leave it."""
+    order = torch.randperm(layer.in_features)
+    if layer.permutation == "learned":
+        layer.perm.copy_(order)
+    if layer.soft_perm is not None:
+        layer.soft_perm.copy_(0.9 * torch.eye(layer.in_features)[order] + 0.1 / len(order))
 
 
 def inputs(name: str, batch: int, tokens: int) -> dict[str, torch.Tensor]:
@@ -62,14 +103,20 @@ def inputs(name: str, batch: int, tokens: int) -> dict[str, torch.Tensor]:
     return made
 
 
-@pytest.mark.parametrize("name", SHAPES)
-def test_equal_to_the_eager_model(name, tmp_path):
-    model = mixed(name)
+@pytest.mark.parametrize(("turn", "name"), enumerate(SHAPES))
+def test_equal_to_the_eager_model(turn, name, tmp_path, monkeypatch):
+    if name in GATHERED:
+        monkeypatch.setattr(forms, "COSTS", FREE_GATHERS)
+    model = trained(name, turn)
+    frozen = padst_fx.freeze(model, inputs(name, 2, 12), {**SHAPES[name]}, skip_slower=False)
     report = padst_fx.export_onnx(
-        model, inputs(name, 2, 12), tmp_path / "model.onnx", {**SHAPES[name]}
+        frozen, inputs(name, 2, 12), tmp_path / "model.onnx", {**SHAPES[name]}
     )
     assert len(report.layers) == sum(isinstance(m, SparseLinear) for m in model.modules())
+    assert (report.counts["gather"] > 0) == (name in GATHERED)
     onnx.checker.check_model(report.path)
     opened = session(report.path)
     for batch, tokens in ((2, 12), (1, 5), (3, 31)):
-        check(opened, model, inputs(name, batch, tokens))
+        given = inputs(name, batch, tokens)
+        check(opened, frozen, given)
+        check(opened, model, given)

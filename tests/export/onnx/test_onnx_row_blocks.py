@@ -30,6 +30,14 @@ def test_by_hand():
     assert (two.rows.tolist(), two.reads.tolist()) == ([0], [[0, 2]])
 
 
+def test_blocks_that_read_nothing_are_a_batch_of_their_own():
+    mask = torch.zeros(6, 4, dtype=torch.bool)
+    mask[2, 3] = True
+    (none, one) = RowBlocks.of(mask, 2, 2).batches
+    assert (none.rows.tolist(), none.reads.shape) == ([0, 2], (2, 0))
+    assert (one.rows.tolist(), one.reads.tolist()) == ([1], [[1]])
+
+
 @given(st.integers(0, 2**32 - 1), st.sampled_from([1, 2, 4, 8]), st.sampled_from([1, 3]))
 def test_every_entry_once_and_few_batches(seed, tile, stretch):
     generator = torch.Generator().manual_seed(seed)
