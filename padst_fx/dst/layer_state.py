@@ -116,13 +116,12 @@ class LayerState:
         assert self.growth is not None
         return self.layer.scorer.growth_candidates(self.growth)
 
-    def capture_gradient(self, scale: Tensor | None) -> None:
-        """Remember the unit norms of the values' gradient, divided by a loss scale."""
+    def capture_gradient(self) -> None:
+        """Remember the unit norms of the values' gradient."""
         gradient = self.layer.values.grad
-        if gradient is None:
-            return
-        norms = self.layer.pattern.unit_norms(whole(gradient), self.layer.index)
-        self.gradient_norms = norms if scale is None else norms / scale
+        if gradient is not None:
+            pattern, index = self.layer.pattern, self.layer.index
+            self.gradient_norms = pattern.unit_norms(whole(gradient), index)
 
     def magnitudes(self) -> Tensor:
         """Unit norms of the values, `[groups, active]`."""

@@ -364,7 +364,7 @@ class DST:
         return [parameter for parameter in added if parameter.requires_grad]
 
     def _after_optimizer_step(self) -> None:
-        # GradScaler lets fused optimizers skip inside `step`, and unscale there.
+        # GradScaler lets fused optimizers skip inside `step`, and unscale the gradients there.
         found_inf = getattr(self.optimizer, "found_inf", None)
         if found_inf is not None and bool(found_inf):
             return
@@ -373,7 +373,7 @@ class DST:
         if self.method.needs_gradient and self._due(self.steps + 1):
             self._shard()
             for state in self.states:
-                state.capture_gradient(getattr(self.optimizer, "grad_scale", None))
+                state.capture_gradient()
 
     def _first_checks(self) -> None:
         check_holds(self.optimizer, [(state.name, state.layer) for state in self.states])

@@ -71,6 +71,27 @@ def test_a_loss_scale_changes_nothing(method, permutation, fused, clip):
     torch.testing.assert_close(*results, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize("optimizer_type", [torch.optim.AdamW, torch.optim.SGD])
+@pytest.mark.parametrize("fused", [False, True])
+def test_mest_scores_by_the_gradient_without_the_loss_scale(optimizer_type, fused, clip):
+    """Fused optimizers divide it out in `step`, others before."""
+    model = sparse_model()
+    optimizer = optimizer_type(model.parameters(), lr=1e-2, fused=fused)
+    dst = DST(model, optimizer, "mest", delta_t=1, t_end=100)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    reference = copy.deepcopy(model)
+    y = reference(batch(0))
+    (y - batch(0)[:, :4]).square().mean().backward()
+    scaler.scale((model(batch(0)) - batch(0)[:, :4]).square().mean()).backward()
+    if clip:
+        scaler.unscale_(optimizer)
+    scaler.step(optimizer)
+    for state, plain in zip(dst.states, layers(reference), strict=True):
+        expected = plain.pattern.unit_norms(plain.values.grad, plain.index)
+        torch.testing.assert_close(state.gradient_norms, expected, rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("method", ["set", "rigl", "mest"])
