@@ -49,6 +49,22 @@ def test_diagonals_with_neighbouring_offsets(shape: tuple[int, int, int], tokens
     check_shift(native, out, inp, Setting(tokens=tokens), diagonals)
 
 
+@pytest.mark.parametrize("shape", [(20, 2300), (2300, 20)])
+def test_few_tokens_with_far_offsets(shape: tuple[int, int]) -> None:
+    check_shift(native, *shape, Setting(tokens=4), diagonals=9)
+
+
+def test_what_was_in_working_memory_is_not_read() -> None:
+    offsets = torch.tensor([0, 63], dtype=torch.int32)
+    for tokens in (2**power for power in range(1, 10)):
+        nothing = torch.full((tokens, 128), torch.nan)
+        assert native.shift_weight_grad(nothing, nothing, offsets, NO_PERM).isnan().all()
+    ones = torch.ones(1, 128)
+    for wanted in (native.shift_forward, native.shift_input_grad):
+        more = (EMPTY, 128, "none") if wanted is native.shift_forward else (128,)
+        assert wanted(ones, torch.ones(2, 128), offsets, NO_PERM, *more).eq(2).all()
+
+
 @pytest.mark.parametrize("module", [reference, cpu, native])
 def test_tall_by_hand(module: ModuleType) -> None:
     # S = [[0, 2], [0, 0], [1, 0]]: diagonal 2, entry t at ((t + 2) % 3, t).
