@@ -55,14 +55,16 @@ def test_few_tokens_with_far_offsets(shape: tuple[int, int]) -> None:
 
 
 def test_what_was_in_working_memory_is_not_read() -> None:
-    offsets = torch.tensor([0, 63], dtype=torch.int32)
+    # The first results of diagonal 63 lie before its first source: as far as a group reaches.
+    offsets, values = torch.tensor([0, 63], dtype=torch.int32), torch.ones(2, 100)
     for tokens in (2**power for power in range(1, 10)):
-        nothing = torch.full((tokens, 128), torch.nan)
-        assert native.shift_weight_grad(nothing, nothing, offsets, NO_PERM).isnan().all()
-    ones = torch.ones(1, 128)
-    for wanted in (native.shift_forward, native.shift_input_grad):
-        more = (EMPTY, 128, "none") if wanted is native.shift_forward else (128,)
-        assert wanted(ones, torch.ones(2, 128), offsets, NO_PERM, *more).eq(2).all()
+        short, long = torch.full((tokens, 100), torch.nan), torch.full((tokens, 256), torch.nan)
+        assert native.shift_weight_grad(long, short, offsets, NO_PERM).isnan().all()
+    x, want = torch.ones(1, 100), torch.zeros(1, 256)
+    want[:, :100] += 1
+    want[:, 63:163] += 1
+    assert native.shift_forward(x, values, offsets, NO_PERM, EMPTY, 256, "none").equal(want)
+    assert native.shift_input_grad(x, values, offsets, NO_PERM, 256).equal(want)
 
 
 @pytest.mark.parametrize("module", [reference, cpu, native])
