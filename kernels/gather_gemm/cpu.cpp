@@ -7,6 +7,7 @@
 
 #include "gather_gemm/few_tokens.h"
 #include "gather_gemm/packed_rows.h"
+#include "gather_gemm/panel_products.h"
 #include "gather_gemm/product.h"
 #include "gather_gemm/sorted_terms.h"
 #include "gather_gemm/tile_columns.h"
@@ -130,6 +131,20 @@ int64_t token_parts(int64_t tokens, int64_t sums) {
 }
 
 template <class T>
+void run_outer_products(const OuterProducts<T>& products, int64_t tokens) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<Accumulator<T>, float>) {
+    // Rows that fill vectors are as quick without.
+    const bool whole = products.shape.tile % kLanes<float> == 0;
+    if (!whole && PanelProducts<T>::used(products.shape)) {
+      return PanelProducts<T>(products, tokens).run();
+    }
+  }
+#endif
+  OuterProductsRun<T>(products, tokens).run();
+}
+
+template <class T>
 void outer_products(const T* gathered, int64_t gathered_stride, const int32_t* gathered_map,
                     const T* blocked, int64_t blocked_stride, const int32_t* blocked_map,
                     const void* index, int index_bytes, T* dvalues, const GatherShape& shape) {
@@ -154,7 +169,7 @@ void outer_products(const T* gathered, int64_t gathered_stride, const int32_t* g
                                     gathered_map, blocked + first * blocked_stride, blocked_stride,
                                     blocked_map, columns, single ? &windows : nullptr, shape,
                                     sums};
-    OuterProductsRun<T>(products, last - first).run();
+    run_outer_products(products, last - first);
   };
   if (parts == 1) {
     add(0);

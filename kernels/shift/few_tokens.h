@@ -115,7 +115,7 @@ class FewTokens {
       source[i] = from < 0 ? A{0} : source[from];
     };
     for (int64_t i = 1 - block; i < 0; ++i) fill(i);
-    for (int64_t i = sources_; i < sources_ + block; ++i) fill(i);
+    for (int64_t i = sources_; i < sources_ + block - 1; ++i) fill(i);
   }
 
   void multiply_all(const A* sources, int64_t source_stride, int64_t tokens, int64_t begin,

@@ -49,6 +49,24 @@ def test_diagonals_with_neighbouring_offsets(shape: tuple[int, int, int], tokens
     check_shift(native, out, inp, Setting(tokens=tokens), diagonals)
 
 
+@pytest.mark.parametrize("shape", [(20, 2300), (2300, 20)])
+def test_few_tokens_with_far_offsets(shape: tuple[int, int]) -> None:
+    check_shift(native, *shape, Setting(tokens=4), diagonals=9)
+
+
+def test_what_was_in_working_memory_is_not_read() -> None:
+    # The first results of diagonal 63 lie before its first source: as far as a group reaches.
+    offsets, values = torch.tensor([0, 63], dtype=torch.int32), torch.ones(2, 100)
+    for tokens in (2**power for power in range(1, 10)):
+        short, long = torch.full((tokens, 100), torch.nan), torch.full((tokens, 256), torch.nan)
+        assert native.shift_weight_grad(long, short, offsets, NO_PERM).isnan().all()
+    x, want = torch.ones(1, 100), torch.zeros(1, 256)
+    want[:, :100] += 1
+    want[:, 63:163] += 1
+    assert native.shift_forward(x, values, offsets, NO_PERM, EMPTY, 256, "none").equal(want)
+    assert native.shift_input_grad(x, values, offsets, NO_PERM, 256).equal(want)
+
+
 @pytest.mark.parametrize("module", [reference, cpu, native])
 def test_tall_by_hand(module: ModuleType) -> None:
     # S = [[0, 2], [0, 0], [1, 0]]: diagonal 2, entry t at ((t + 2) % 3, t).

@@ -15,9 +15,7 @@ SOURCE = Path(__file__).parent.parent / "native" / "parallel_throws.cpp"
 
 @pytest.mark.parametrize("threads", ["-fopenmp", "-DPADST_STD_THREADS -pthread"])
 @pytest.mark.parametrize("count", ["1", "3"])
-def test_what_a_thread_throws_reaches_the_caller(
-    threads: str, count: str, tmp_path: Path
-) -> None:
+def test_what_a_thread_throws_reaches_the_caller(threads: str, count: str, tmp_path: Path) -> None:
     program = tmp_path / "parallel_throws"
     command = [*build.compiler(), "-std=c++17", *threads.split(), f"-I{build.KERNELS}"]
     subprocess.run([*command, str(SOURCE), "-o", str(program)], check=True)

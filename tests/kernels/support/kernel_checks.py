@@ -116,6 +116,8 @@ GATHERS = {
     "group-4-tile-20": Gather(2, 3, 4, 20, 20),
     "one-block": Gather(1, 1, 5, 5, 5),
     "diag-wide-8": Gather(3, 2, 8, 8, 40),
+    "block-8-many": Gather(2, 7, 8, 8, 88),
+    "group-16-tile-24": Gather(2, 3, 16, 24, 80),
     "nm-2:4": Gather(7, 2, 1, 1, 24, 4, torch.uint8),
     "nm-1:10-short": Gather(9, 1, 1, 1, 34, 10, torch.uint8),
     "nm-3:6-tile-3": Gather(4, 3, 1, 3, 30, 6, torch.uint8),
