@@ -1,7 +1,8 @@
 """Compiling the C++ kernels on the machine that runs them, once per sources and flags.
 
-A finished library is kept under `cache_folder()` by a hash of everything that went into it. One
-process builds, others wait for it; a library appears under its name only when it is complete.
+A finished library is kept under `cache_folder()` by a hash of everything that went into it, and so
+are objects of what no instruction set changes, for the libraries of others. One process builds,
+others wait for it; a file appears under its name only when it is complete.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ COMMON_FLAGS = (
     "-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-fopenmp", "-fno-math-errno",
     "-fno-trapping-math",
 )  # fmt: skip
+# Sources of the loops; the others define torch ops, the same for every instruction set.
+LOOPS = "cpu.cpp"
 EXTRA_FLAGS_VARIABLE = "PADST_FX_CXXFLAGS"
 CACHE_VARIABLE = "PADST_FX_CACHE"
 
@@ -39,7 +42,7 @@ def library(isa: str) -> Path:
 
     Raises `BuildError` without a compiler, or with the compiler's own words where it fails.
     """
-    path = cache_folder() / f"padst_fx_{isa}_{_key(isa)}.so"
+    path = cache_folder() / f"padst_fx_{isa}_{_key(_flags(isa))}.so"
     if path.exists():
         return path
     from filelock import FileLock  # where something is built, and not for every import
@@ -93,32 +96,58 @@ def _extra_flags() -> list[str]:
     return _words(EXTRA_FLAGS_VARIABLE)
 
 
-def _key(isa: str) -> str:
+def _flags(isa: str | None) -> list[str]:
+    """How sources are compiled for an instruction set, or (None) those that it does not change."""
+    return [*COMMON_FLAGS, *(isas.FLAGS[isa] if isa else ()), *_extra_flags()]
+
+
+def _key(flags: Sequence[str]) -> str:
     """A hash of sources, flags, torch's version and this file: the way they are compiled."""
     digest = hashlib.sha256()
     for path in [*sources(), *sorted(KERNELS.glob("*/*.h")), Path(__file__)]:
         digest.update(path.name.encode())
         digest.update(path.read_bytes())
-    flags = (*COMMON_FLAGS, *isas.FLAGS[isa], *_extra_flags())
-    digest.update(repr((flags, torch.__version__, platform.machine())).encode())
+    digest.update(repr((list(flags), torch.__version__, platform.machine())).encode())
     return digest.hexdigest()[:16]
 
 
 def _build(isa: str, path: Path) -> None:
-    command = [*compiler(), *COMMON_FLAGS, *isas.FLAGS[isa], *_extra_flags(), *include_flags()]
     with tempfile.TemporaryDirectory(dir=path.parent) as name:
         folder = Path(name)
-        compiles = [
-            [*command, "-c", str(source), "-o", str(folder / f"{number}.o")]
-            for number, source in enumerate(sources())
-        ]
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            list(pool.map(run, compiles))
+            objects = list(pool.map(lambda source: _compiled(source, isa, folder), sources()))
         result = folder / path.name
-        objects = [arguments[-1] for arguments in compiles]
-        link = [*compiler(), "-shared", *_extra_flags(), *objects, *link_flags()]
-        run([*link, "-o", str(result)])
+        link = [*compiler(), "-shared", *_extra_flags(), *map(str, objects), *link_flags()]
+        try:
+            run([*link, "-o", str(result)])
+        except BuildError:
+            discard_objects()
+            raise
         result.rename(path)
+
+
+def _compiled(source: Path, isa: str, folder: Path) -> Path:
+    """The object of a source: in a folder, or kept where no instruction set changes it."""
+    flags = _flags(isa if source.name == LOOPS else None)
+    name = f"{source.parent.name}_{source.stem}"
+    kept = _objects() / f"{name}_{_key(flags)}.o"
+    if source.name != LOOPS and kept.exists():
+        return kept
+    result = folder / f"{name}.o"
+    run([*compiler(), *flags, *include_flags(), "-c", str(source), "-o", str(result)])
+    if source.name == LOOPS:
+        return result
+    kept.parent.mkdir(exist_ok=True)
+    return result.replace(kept)
+
+
+def _objects() -> Path:
+    return cache_folder() / "objects"
+
+
+def discard_objects() -> None:
+    """Forget kept objects: one of them may be damaged."""
+    shutil.rmtree(_objects(), ignore_errors=True)
 
 
 def include_flags() -> list[str]:

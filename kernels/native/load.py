@@ -37,5 +37,6 @@ def _load(wanted: str) -> None:
         library = ctypes.CDLL(str(path))
     except OSError:
         path.unlink(missing_ok=True)
+        build.discard_objects()
         library = ctypes.CDLL(str(build.library(wanted)))
     library.padst_register()

@@ -58,6 +58,16 @@ def test_flags_and_instruction_set_are_part_of_the_name(
     assert len(paths) == 3
 
 
+def test_what_no_instruction_set_changes_is_compiled_once(fake_compiler: Path) -> None:
+    build.library("portable")
+    first = commands(fake_compiler)
+    build.library("avx2")
+    compiled = commands(fake_compiler)[len(first) : -1]
+    assert len(compiled) < len(build.sources()) / 2
+    assert all("/cpu.cpp" in command and "-mavx2" in command for command in compiled)
+    assert not any("-mavx2" in command for command in first)
+
+
 def test_processes_that_start_together_build_once(fake_compiler: Path) -> None:
     code = "from padst_fx.kernels.native import build; print(build.library('portable'))"
     running = [
@@ -76,6 +86,24 @@ def test_the_compilers_words_are_in_the_error(
     with pytest.raises(build.BuildError, match="unknown flag"):
         build.library("portable")
     assert list((tmp_path / "cache").glob("*.so")) == []
+
+
+def test_objects_that_cannot_be_linked_are_compiled_anew(
+    fake_compiler: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build.library("portable")
+    monkeypatch.setattr(build, "link_flags", lambda: ["--fail"])
+    script = tmp_path / "fake-c++"
+    script.write_text(COMPILER.replace("sleep 0.1", 'case "$*" in *--fail*) exit 1;; esac'))
+    with pytest.raises(build.BuildError, match="--fail"):
+        build.library("avx2")
+    monkeypatch.undo()
+    monkeypatch.setenv("CXX", str(script))
+    monkeypatch.setenv("COMPILER_LOG", str(fake_compiler))
+    monkeypatch.setenv("PADST_FX_CACHE", str(tmp_path / "cache"))
+    before = len(commands(fake_compiler))
+    build.library("avx2")
+    assert len(commands(fake_compiler)) - before == len(build.sources()) + 1
 
 
 def test_the_compiler_may_have_arguments(
