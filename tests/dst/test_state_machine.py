@@ -222,6 +222,25 @@ class Life(RuleBasedStateMachine):
         torch.testing.assert_close(self.model(x), before, rtol=1e-4, atol=1e-5)
         self.dst = None
 
+    @precondition(lambda self: self.sparse)
+    @rule()
+    def freeze(self):
+        """The frozen form computes the same; the model itself trains on as if there were none."""
+        before = self._state()
+        model = copy.deepcopy(self.model).eval()
+        x = torch.randn(3, 16, dtype=self.model[0].values.dtype)
+        if any(layer.soft_perm is not None for layer in self._layers()):
+            try:
+                padst_fx.freeze(model, (x,))
+                raise AssertionError("a soft permutation was frozen")
+            except ValueError as error:
+                assert "soft" in str(error)
+        else:
+            torch.testing.assert_close(
+                padst_fx.freeze(model, (x,))(x), self.model(x), rtol=1e-4, atol=1e-4, equal_nan=True
+            )
+        assert same(self._state(), before)
+
     @precondition(lambda self: not self.sparse)
     @rule(structure=STRUCTURES, method=METHODS, permutation=PERMUTATIONS)
     def sparsify(self, structure, method, permutation):

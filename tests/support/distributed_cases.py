@@ -158,7 +158,9 @@ def wrap(case: Case, model: nn.Module) -> nn.Module:
             static_graph="static" in case.wrapper,
             find_unused_parameters="reaches" in case.wrapper,
         )
-        return torch.compile(run, backend="aot_eager") if "compiled" in case.wrapper else run
+        if "compiled" in case.wrapper:
+            return torch.compile(run, backend="padst", options={"inner": "aot_eager"})
+        return run
     settings: dict[str, Any] = {
         "mesh": init_device_mesh("cpu", (dist.get_world_size(),)),
         "reshard_after_forward": "unsharded" not in case.wrapper,
