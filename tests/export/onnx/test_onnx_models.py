@@ -103,7 +103,7 @@ def inputs(name: str, batch: int, tokens: int) -> dict[str, torch.Tensor]:
     return made
 
 
-@pytest.mark.parametrize(("turn", "name"), enumerate(SHAPES))
+@pytest.mark.parametrize(("turn", "name"), list(enumerate(SHAPES)))
 def test_equal_to_the_eager_model(turn, name, tmp_path, monkeypatch):
     if name in GATHERED:
         monkeypatch.setattr(forms, "COSTS", FREE_GATHERS)
