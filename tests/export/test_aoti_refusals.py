@@ -80,6 +80,21 @@ def test_paths(tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_a_folder_that_cannot_be_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Permission bits do not hold for a superuser; /proc takes no file from anybody."""
+    monkeypatch.setattr("torch._inductor.aot_compile", None)
+    with pytest.raises(OSError):
+        export(model(), Path("/proc/model.pt2"))
+    path = tmp_path / "model.pt2"
+    path.write_text("the last one")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(PermissionError, match=f"{tmp_path} cannot be written to"):
+        export(model(), path)
+    assert os.listdir(tmp_path) == ["model.pt2"] and path.read_text() == "the last one"
+
+
 def test_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "/nowhere/c++")
     with pytest.raises(build.BuildError, match=r"no C\+\+ compiler found: CXX is /nowhere"):
@@ -106,11 +121,20 @@ def test_what_was_there_stays_until_the_package_is_whole(
         Path(file).write_text("the next one")
         assert path.read_text() == "the last one"
 
+    def refuse(*_: Any) -> None:
+        raise PermissionError("not permitted")
+
+    monkeypatch.setattr("padst_fx.export.aoti.package.put_companions", lambda *_: [])
     monkeypatch.setattr("torch._inductor.aot_compile", lambda *_, **__: [])
     monkeypatch.setattr("torch._inductor.package.package_aoti", write_half)
     with pytest.raises(RuntimeError, match="disk full"):
         export(model(), path)
     assert os.listdir(tmp_path) == ["model.pt2"] and path.read_text() == "the last one"
     monkeypatch.setattr("torch._inductor.package.package_aoti", write_whole)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", refuse)
+        with pytest.raises(PermissionError, match="not permitted"):
+            export(model(), path)
+    assert os.listdir(tmp_path) == ["model.pt2"] and path.read_text() == "the last one"
     assert export(model(), path) == path
     assert os.listdir(tmp_path) == ["model.pt2"] and path.read_text() == "the next one"

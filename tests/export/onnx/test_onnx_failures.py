@@ -95,6 +95,26 @@ def test_paths(model, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_that_cannot_be_written_to(model, tmp_path, monkeypatch):
+    """As the permission bits say; they hold for a superuser neither."""
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    refused(tmp_path, PermissionError, f"{tmp_path} cannot be written to", model, X)
+
+
+def test_a_file_system_that_takes_no_file(model):
+    """Where a superuser passes the check of permissions too."""
+    with pytest.raises(OSError):
+        padst_fx.export_onnx(model, X, "/proc/model.onnx")
+
+
+def test_a_file_that_cannot_be_replaced(model, tmp_path, monkeypatch):
+    def replace(source, target):
+        raise PermissionError(f"not permitted: {target}")
+
+    monkeypatch.setattr("os.replace", replace)
+    refused(tmp_path, PermissionError, "not permitted: .*model.onnx", model, X)
+
+
 def test_a_full_disk_leaves_nothing(model, tmp_path, monkeypatch):
     def save(made, path, **options):
         path.write_text("half")
