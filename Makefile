@@ -26,7 +26,8 @@ demo: $(STAMP)  ## train dense, RigL, Diag and Block on digits; writes build/dem
 # Two processes of one thread each: threads of several processes would wait for one another.
 test: $(STAMP)  ## lint, type check and all tests that need no GPU
 	$(MAKE) -j2 lint kernels
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m 'not gpu' -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1 \
+		$(BIN)/python -m pytest tests -m 'not gpu' -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP) types  ## ruff and mypy
 	$(BIN)/python -m ruff check .
