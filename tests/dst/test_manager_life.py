@@ -62,8 +62,8 @@ def test_only_optimizers_without_a_state_are_looked_through():
     assert dst.optimizer is inner
     assert any(train(model, inner, dst))
     dst.close()
-    slow = Slow(inner)
-    assert DST(model, slow).optimizer is slow
+    with pytest.raises(ValueError, match="Slow does not keep its state per parameter"):
+        DST(model, Slow(inner))
 
 
 def test_a_copied_trio_goes_on_alike():

@@ -141,6 +141,25 @@ def test_scores_under_autocast_are_the_dense_gradients_in_float32(structure, dty
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("structure", STRUCTURES, ids=str)
+def test_scores_of_half_precision_are_not_rounded_to_it(structure, dtype):
+    torch.manual_seed(0)
+    sparsity = None if isinstance(structure, NM) else 0.75
+    layer = SparseLinear(16, 32, structure, sparsity, dtype=dtype)
+    model = nn.Sequential(layer)
+    dst = DST(model, adamw(model), "rigl", delta_t=1, t_end=100)
+    x, gradient = batch(0, dtype), torch.randn(8, 32).to(dtype)
+    model(x).backward(gradient)
+    scores, ids = dst.states[0].growth_candidates()
+    valid, expected = scores >= 0, dense_scores(layer, x, gradient).gather(1, ids.clamp(min=0))
+    torch.testing.assert_close(scores[valid], expected[valid].float(), rtol=1e-5, atol=1e-6)
+    dense = layer.pattern.dense(layer.values.detach().double(), layer.index)
+    norms = layer.pattern.unit_norms_of_dense(dense)
+    expected = norms.gather(1, layer.pattern.units_from_index(layer.index))
+    torch.testing.assert_close(dst.states[0].magnitudes(), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("method", ["set", "rigl", "mest"])
 @pytest.mark.parametrize("structure", STRUCTURES, ids=str)
 def test_a_model_in_half_precision_updates_as_float64_says(structure, method, dtype):

@@ -38,10 +38,10 @@ def test_compiled_training_equals_eager_training(entry, structure, inner):
         torch.testing.assert_close(compiled, eager, rtol=1e-6, atol=1e-8, msg=name)
 
 
-@pytest.mark.parametrize("name", ["vit", "gpt2", "llama"])
-def test_inductor_runs_forward_and_backward(name):
+def test_inductor_runs_forward_and_backward():
+    """On the model with the most kinds of pieces; the examples compile a vision transformer."""
     torch._dynamo.reset()
-    entry = model_zoo.get(name)
+    entry = model_zoo.get("llama")
     model = entry.build().train()
     padst_fx.sparsify(model, "diag", 0.9, permutation="random")
     compiled = torch.compile(model, backend="padst", fullgraph=True)

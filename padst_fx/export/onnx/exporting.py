@@ -102,9 +102,14 @@ def checked_opset(opset: int | None) -> int:
 
 
 def translated(
-    frozen_model: FrozenModel, example_inputs: Any, dynamic_shapes: Any, opset: int
+    frozen_model: FrozenModel,
+    example_inputs: Any,
+    dynamic_shapes: Any,
+    opset: int,
+    optimize: bool = True,
 ) -> torch.onnx.ONNXProgram:
-    """The ONNX model with every sparse layer as one node without a body."""
+    """The ONNX model with every sparse layer as one node without a body; optimized by torch's
+    exporter, or as it was translated."""
     from padst_fx.export.onnx.masks import without_idle_masks
     from padst_fx.export.onnx.translation import translation_table
 
@@ -119,6 +124,7 @@ def translated(
                 dynamic_shapes=dynamic_shapes,
                 opset_version=opset,
                 custom_translation_table=translation_table(),
+                optimize=optimize,
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:

@@ -16,6 +16,7 @@ from torch import Tensor
 from padst_fx.export.onnx.exporting import example_tokens, layer_names, translated
 from padst_fx.export.onnx.files import LARGEST_IN_ONE
 from padst_fx.export.onnx.lowering import expand, lower
+from padst_fx.export.onnx.optimizing import optimize_apart
 from padst_fx.export.onnx.report import Layer
 from padst_fx.export.source import frozen_form
 from padst_fx.export.tensorrt import form as forms
@@ -77,7 +78,12 @@ def source_model(
     """
     choose = forms.choose_for_any_mask if refit else forms.choose
     frozen_model = frozen_form(model, example_inputs, dynamic_shapes)
-    program = translated(frozen_model, example_inputs, dynamic_shapes, opset)
+    as_inputs = refit == "inputs"
+    program = translated(
+        frozen_model, example_inputs, dynamic_shapes, opset, optimize=not as_inputs
+    )
+    if as_inputs:
+        optimize_apart(program.model)
     layers = lower(
         program.model, layer_names(frozen_model), example_tokens(program), choose
     )
@@ -86,7 +92,7 @@ def source_model(
     graph = program.model.graph
     assert program.exported_program is not None
     inputs = profile(program.exported_program, [str(value.name) for value in graph.inputs])
-    weights = _as_inputs(graph) if refit == "inputs" else {}
+    weights = _as_inputs(graph) if as_inputs else {}
     fixed = _is_no_float if refit == "weights" else _is_no_weight
     return SourceModel(program.model, inputs, layers, weights, fixed)
 
