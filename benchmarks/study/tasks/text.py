@@ -33,7 +33,7 @@ class Text(Task):
 
     metric: ClassVar[str] = "perplexity"
     higher_is_better: ClassVar[bool] = False
-    batch: ClassVar[int] = 16
+    batch: ClassVar[int] = 8
     depth: ClassVar[int] = 2
 
     def model(self, size: int) -> nn.Module:
