@@ -7,6 +7,7 @@ was. `--report` only reads the file.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from pathlib import Path
 
@@ -21,12 +22,13 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.study", description=__doc__)
     parser.add_argument("grid", nargs="?", type=Path, default=CONFIGS / "default.json")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--output", type=Path, help="default: benchmarks/results/study_<grid>.csv")
+    parser.add_argument("--output", type=Path, help="default: benchmarks/results/study/<grid>.csv")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="start no run afterwards")
     parser.add_argument("--report", action="store_true", help="only tables and pictures")
     found = parser.parse_args(given)
     if found.workers < 1:
         parser.error(f"--workers must be at least 1, got {found.workers}")
-    found.output = found.output or RESULTS / f"study_{found.grid.stem}.csv"
+    found.output = found.output or RESULTS / "study" / f"{found.grid.stem}.csv"
     return found
 
 
@@ -35,7 +37,7 @@ def main() -> None:
     given = arguments()
     if not given.report:
         missing = runner.remaining(runs.read(given.grid), given.output)
-        runner.train_all(missing, given.output, given.workers)
+        runner.train_all(missing, given.output, given.workers, given.minutes)
     print(report.text(given.output))
     report.draw(given.output)
 

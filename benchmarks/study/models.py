@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from examples.digits_vit.model import CLASSES, PATCH, PATCHES
 
 BYTES = 256
-HEAD_WIDTH = 32
+HEADS = 4
 
 
 class MixerBlock(nn.Module):
@@ -49,11 +49,16 @@ class Mixer(nn.Module):
 
 
 class CausalBlock(nn.Module):
-    """A pre-norm transformer block whose tokens see those before them."""
+    """A pre-norm transformer block whose tokens see those before them, near ones best: head `h`
+    takes `4 ** -h` off a score per byte in between (arXiv:2108.12409)."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, length: int) -> None:
         super().__init__()
-        self.heads = max(1, width // HEAD_WIDTH)
+        place = torch.arange(length)
+        distance = (place[:, None] - place).float()
+        slopes = 4.0 ** -torch.arange(HEADS)
+        bias = (-slopes[:, None, None] * distance).masked_fill(distance < 0, -torch.inf)
+        self.register_buffer("bias", bias, persistent=False)
         self.attention_norm = nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width)
         self.out_proj = nn.Linear(width, width)
@@ -62,9 +67,9 @@ class CausalBlock(nn.Module):
         self.fc2 = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        packed = self.qkv(self.attention_norm(x)).unflatten(-1, (3, self.heads, -1))
+        packed = self.qkv(self.attention_norm(x)).unflatten(-1, (3, HEADS, -1))
         q, k, v = packed.permute(2, 0, 3, 1, 4)
-        heads = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        heads = F.scaled_dot_product_attention(q, k, v, attn_mask=self.bias)
         x = x + self.out_proj(heads.transpose(1, 2).flatten(2))
         return x + self.fc2(F.gelu(self.fc1(self.mlp_norm(x))))
 
@@ -75,14 +80,12 @@ class GPT(nn.Module):
     def __init__(self, width: int, depth: int, length: int) -> None:
         super().__init__()
         self.embed = nn.Embedding(BYTES, width)
-        self.positions = nn.Parameter(torch.empty(length, width))
-        self.blocks = nn.ModuleList(CausalBlock(width) for _ in range(depth))
+        self.blocks = nn.ModuleList(CausalBlock(width, length) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         nn.init.normal_(self.embed.weight, std=0.02)
-        nn.init.normal_(self.positions, std=0.02)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        x = self.embed(tokens) + self.positions[: tokens.shape[1]]
+        x = self.embed(tokens)
         for block in self.blocks:
             x = block(x)
         return F.linear(self.norm(x), self.embed.weight)

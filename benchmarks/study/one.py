@@ -1,21 +1,17 @@
-"""One run in a process of its own: a run as JSON comes in on the command line, a row goes out."""
+"""One run in a process of its own."""
 
 from __future__ import annotations
 
-import json
-import sys
+from typing import Any
 
 import torch
 
+from benchmarks.machine import describe
 from benchmarks.study.runs import Run
 from benchmarks.study.training import train
 
 
-def main() -> None:
-    """Print the row as the last line."""
-    torch.set_num_threads(int(sys.argv[2]))
-    print(json.dumps(train(Run(**json.loads(sys.argv[1])))))
-
-
-if __name__ == "__main__":
-    main()
+def row(run: Run, threads: int) -> dict[str, Any]:
+    """What the run gave, with the machine, versions and commit."""
+    torch.set_num_threads(threads)
+    return {**train(run), **describe()}

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import describe
 from benchmarks.study.runs import Run
 
 Row = dict[str, str]
@@ -35,18 +33,11 @@ def run_of(row: Row) -> Run:
 
 
 def add(path: Path, row: dict[str, Any]) -> None:
-    """Append a row, with the machine, versions and commit; the first one writes the header."""
+    """Append a row; the first one writes the header."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    full = {**row, **describe()}
     is_new = not path.exists()
     with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, list(full), lineterminator="\n")
+        writer = csv.DictWriter(file, list(row), lineterminator="\n")
         if is_new:
             writer.writeheader()
-        writer.writerow(full)
-
-
-def last_json(text: str) -> dict[str, Any]:
-    """The row that a run's process printed last."""
-    row: dict[str, Any] = json.loads(text.strip().splitlines()[-1])
-    return row
+        writer.writerow(row)

@@ -6,7 +6,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -26,25 +26,22 @@ CLIP = 1.0
 
 def train(run: Run, tick: Callable[[], object] = lambda: None) -> dict[str, Any]:
     """The row of a run: its fields, and what was measured."""
-    task = TASKS[run.task]
-    task.check_size(run.size, run.sparsity)
-    torch.manual_seed(run.seed)
-    model = _sparsified(task.model(run.size), task, run)
-    optimizer = torch.optim.AdamW(model.parameters(), run.learning_rate, weight_decay=WEIGHT_DECAY)
-    dst = None if run.structure == DENSE else _dst(model, optimizer, run)
+    before = _peak_mib()
+    training = Training.of(run)
+    task, model, optimizer = training.task, training.model, training.optimizer
     rate = torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
         [group["lr"] for group in optimizer.param_groups],
         total_steps=run.steps,
         pct_start=WARM_UP,
     )
-    form = torch.compile(model, backend=_backend(run)) if run.compiled else model
+    form = torch.compile(model, backend=training.backend) if run.compiled else model
     generator = torch.Generator().manual_seed(run.seed)
     seconds = []
     for _ in range(run.steps):
         inputs, targets = task.inputs(run.seed, generator)
         start = time.perf_counter()
-        step(form, task, inputs, targets, optimizer, dst)
+        training.step(form, inputs, targets)
         rate.step()
         seconds.append(time.perf_counter() - start)
         tick()
@@ -55,32 +52,53 @@ def train(run: Run, tick: Callable[[], object] = lambda: None) -> dict[str, Any]
         "value": task.evaluate(model, run.seed),
         "step_ms": round(statistics.median(seconds) * 1e3, 3),
         "seconds": round(sum(seconds), 1),
-        "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "peak_mib": _peak_mib() - before,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "exploration": "" if dst is None else round(dst.exploration, 4),
+        "exploration": "" if training.dst is None else round(training.dst.exploration, 4),
         "distance": _distances(model),
     }
 
 
-def step(
-    form: nn.Module | Callable[..., Tensor],
-    task: Task,
-    inputs: Tensor,
-    targets: Tensor,
-    optimizer: torch.optim.Optimizer,
-    dst: padst_fx.DST | None,
-) -> None:
-    """One step of training; the scheduler is the caller's."""
-    loss = task.loss(form(inputs), targets)
-    if dst is not None:
-        loss = loss + dst.penalty()
-    loss.backward()
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    nn.utils.clip_grad_norm_(parameters, CLIP)
-    optimizer.step()
-    optimizer.zero_grad()
-    if dst is not None:
-        dst.step()
+@dataclass(frozen=True)
+class Training:
+    """A run's model, with what trains it; `dst` is None for a dense one."""
+
+    run: Run
+    task: Task
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    dst: padst_fx.DST | None
+
+    @classmethod
+    def of(cls, run: Run) -> Training:
+        """Before its first step."""
+        task = TASKS[run.task]
+        task.check_size(run.size, run.sparsity)
+        torch.manual_seed(run.seed)
+        model = _sparsified(task.model(run.size), task, run)
+        optimizer = torch.optim.AdamW(
+            model.parameters(), run.learning_rate, weight_decay=WEIGHT_DECAY
+        )
+        dst = None if run.structure == DENSE else _dst(model, optimizer, run)
+        return cls(run, task, model, optimizer, dst)
+
+    @property
+    def backend(self) -> str:
+        """What compiles the model."""
+        return "inductor" if self.run.structure == DENSE else "padst"
+
+    def step(self, form: Callable[..., Tensor], inputs: Tensor, targets: Tensor) -> None:
+        """One step through `form`, the model or what it was compiled to."""
+        loss = self.task.loss(form(inputs), targets)
+        if self.dst is not None:
+            loss = loss + self.dst.penalty()
+        loss.backward()
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(parameters, CLIP)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.dst is not None:
+            self.dst.step()
 
 
 def _sparsified(model: nn.Module, task: Task, run: Run) -> nn.Module:
@@ -115,8 +133,9 @@ def _dst(model: nn.Module, optimizer: torch.optim.Optimizer, run: Run) -> padst_
     )
 
 
-def _backend(run: Run) -> str:
-    return "inductor" if run.structure == DENSE else "padst"
+def _peak_mib() -> int:
+    """The most that this process has had in memory."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 def _distances(model: nn.Module) -> str:

@@ -6,11 +6,13 @@ from benchmarks.study.tasks.digits import Digits
 from benchmarks.study.tasks.task import Task
 from benchmarks.study.tasks.teacher import Teacher
 from benchmarks.study.tasks.text import Text
+from padst_fx import Block, Diag
 
 TASKS: dict[str, Task] = {
     "digits-vit": Digits("vit"),
     "digits-mixer": Digits("mixer"),
     "text": Text(),
-    "teacher": Teacher(layers=1),
-    "teacher-mlp": Teacher(layers=2),
+    "teacher": Teacher(Diag(), layers=1),
+    "teacher-block": Teacher(Block(4), layers=1),
+    "teacher-mlp": Teacher(Diag(), layers=2),
 }

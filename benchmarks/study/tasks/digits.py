@@ -16,11 +16,12 @@ from examples.digits_vit import data
 from examples.digits_vit.model import VisionTransformer
 
 HEAD_WIDTH = 16
-DEPTH = 3
+DEPTH = 2
+TRAINED_ON = 898  # half of the images: the other half measures accuracy to a point and a half
 
 
 class Digits(Task):
-    """The share of 360 test images named rightly by a ViT or an MLP-Mixer of three blocks."""
+    """The share of 899 test images named rightly by a ViT or an MLP-Mixer of two blocks."""
 
     metric: ClassVar[str] = "accuracy"
     higher_is_better: ClassVar[bool] = True
@@ -51,7 +52,12 @@ class Digits(Task):
 
 @cache
 def _digits() -> data.Digits:
-    return data.load()
+    whole = data.load()
+    images = torch.cat([whole.train_images, whole.test_images])
+    labels = torch.cat([whole.train_labels, whole.test_labels])
+    return data.Digits(
+        images[:TRAINED_ON], labels[:TRAINED_ON], images[TRAINED_ON:], labels[TRAINED_ON:]
+    )
 
 
 def _moved(images: Tensor, generator: torch.Generator) -> Tensor:

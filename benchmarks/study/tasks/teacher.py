@@ -1,4 +1,4 @@
-"""A teacher of permuted diagonals: a student of its own kind can match it exactly."""
+"""A sparse teacher behind permutations: a student of its own kind can match it exactly."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import padst_fx
 from benchmarks.study.tasks.task import Task
+from padst_fx import Structure
 
 TEACHER_SPARSITY = 0.9
 EVALUATED = 4096
@@ -20,7 +21,7 @@ CORRELATION = 0.9
 class Teacher(Task):
     """Squared error over the variance of the teacher's outputs; 0 is the known optimum.
 
-    The teacher has `layers` projections of `size` features with 90 % sparse wrapped diagonals, each
+    The teacher has `layers` projections of `size` features, 90 % sparse in `structure`, each
     behind a random permutation, and a ReLU between two. Inputs are correlated as neighbours are,
     by 0.9 to the power of their distance. Every seed has a teacher of its own.
     """
@@ -29,7 +30,8 @@ class Teacher(Task):
     higher_is_better: ClassVar[bool] = False
     batch: ClassVar[int] = 256
 
-    def __init__(self, layers: int) -> None:
+    def __init__(self, structure: Structure, layers: int) -> None:
+        self._structure = structure
         self._layers = layers
         self._size = 0
 
@@ -57,7 +59,7 @@ class Teacher(Task):
 
     @torch.no_grad()
     def _targets(self, seed: int, x: Tensor) -> Tensor:
-        targets: Tensor = _teacher(self._size, self._layers, seed)(x)
+        targets: Tensor = _teacher(self._structure, self._size, self._layers, seed)(x)
         return targets
 
 
@@ -84,10 +86,10 @@ def _mixing(size: int) -> Tensor:
 
 
 @cache
-def _teacher(size: int, layers: int, seed: int) -> nn.Module:
+def _teacher(structure: Structure, size: int, layers: int, seed: int) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(10_000 + seed)
         return padst_fx.sparsify(
-            Chain(size, layers), "diag", TEACHER_SPARSITY, permutation="random", init="random",
+            Chain(size, layers), structure, TEACHER_SPARSITY, permutation="random", init="random",
             include="*",
         ).requires_grad_(False)  # fmt: skip

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from benchmarks.study.models import GPT
 from benchmarks.study.tasks.task import Task
 
-LENGTH = 128
+LENGTH = 64
 HELD_OUT = 10  # one file of so many
 EVALUATED = 64  # batches
 PACKAGES = ("asyncio", "collections", "concurrent", "email", "html", "http", "importlib", "json",
@@ -33,8 +33,8 @@ class Text(Task):
 
     metric: ClassVar[str] = "perplexity"
     higher_is_better: ClassVar[bool] = False
-    batch: ClassVar[int] = 16
-    depth: ClassVar[int] = 3
+    batch: ClassVar[int] = 8
+    depth: ClassVar[int] = 2
 
     def model(self, size: int) -> nn.Module:
         return GPT(size, self.depth, LENGTH)

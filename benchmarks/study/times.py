@@ -1,0 +1,107 @@
+"""`python -m benchmarks.study.times [grid.json]`: what models of a grid take to train and to run.
+
+Accuracy can be measured on a busy machine, time cannot, so it is a pass of its own. Each kind of
+run is measured in a process of its own, in turn with the dense model of its size: compiled training
+steps, an update among every `delta_t` of them, and compiled inference of the frozen model. What
+has a row in the result file is not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import padst_fx
+from benchmarks.compiled import compiled
+from benchmarks.machine import describe
+from benchmarks.results_file import RESULTS
+from benchmarks.study import results, runs
+from benchmarks.study.__main__ import CONFIGS
+from benchmarks.study.runs import DENSE, Run
+from benchmarks.study.training import Training
+from benchmarks.timing import Ratio, Timing, interleaved
+
+ROUNDS = 20
+
+
+def kinds(found: Sequence[Run]) -> list[Run]:
+    """The sparse runs of a grid that take different time, each once, with seed 0."""
+    alike = {replace(run, seed=0, steps=0, learning_rate=0.0).key: run for run in found}
+    return [replace(run, seed=0) for run in alike.values() if run.structure != DENSE]
+
+
+def measure(run: Run) -> dict[str, Any]:
+    """The row of a run: medians, and dense time by its own with quartiles over rounds."""
+    dense = replace(run, structure=DENSE, permutation="", method="", sparsity=0.0)
+    contestants = {"dense": Training.of(dense), "own": Training.of(run)}
+    steps = interleaved({name: _steps(t) for name, t in contestants.items()}, ROUNDS)
+    latency = interleaved({name: _inference(t) for name, t in contestants.items()}, ROUNDS)
+    return {
+        **asdict(run),
+        **_columns("step", steps, run.delta_t),
+        **_columns("latency", latency, 1),
+        **describe(),
+    }
+
+
+def _steps(training: Training) -> Callable[[], None]:
+    """`delta_t` steps: one of them scores, and is followed by an update."""
+    inputs, targets = training.task.inputs(0, torch.Generator().manual_seed(0))
+    form = compiled(training.model, training.backend)
+
+    def steps() -> None:
+        for _ in range(training.run.delta_t):
+            training.step(form, inputs, targets)
+
+    return steps
+
+
+@torch.no_grad()
+def _inference(training: Training) -> Callable[[], object]:
+    """A batch of one through the frozen model."""
+    inputs = training.task.inputs(0, torch.Generator().manual_seed(0))[0][:1]
+    form: nn.Module = training.model.eval()
+    if training.dst is not None:
+        training.dst.close()
+        form = padst_fx.freeze(form, inputs)
+    return torch.no_grad()(partial(compiled(form, training.backend), inputs))
+
+
+def _columns(name: str, found: dict[str, Timing], calls: int) -> dict[str, float]:
+    ratio = Ratio.of(found["dense"], found["own"])
+    milliseconds = {key: timing.median * 1e3 / calls for key, timing in found.items()}
+    return {
+        f"{name}_ms": round(milliseconds["own"], 4),
+        f"dense_{name}_ms": round(milliseconds["dense"], 4),
+        f"{name}_ratio": round(ratio.value, 3),
+        f"{name}_ratio_low": round(ratio.low, 3),
+        f"{name}_ratio_high": round(ratio.high, 3),
+    }
+
+
+def main() -> None:
+    """Measure what has no row."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.study.times", description=__doc__)
+    parser.add_argument("grid", nargs="?", type=Path, default=CONFIGS / "default.json")
+    given = parser.parse_args()
+    path = RESULTS / "study" / f"{given.grid.stem}_times.csv"
+    done = {results.run_of(row).key for row in results.read(path)}
+    context = multiprocessing.get_context("spawn")
+    for run in kinds(runs.read(given.grid)):
+        if run.key not in done:
+            with ProcessPoolExecutor(1, context) as pool:
+                results.add(path, pool.submit(measure, run).result())
+            print(run.name)
+
+
+if __name__ == "__main__":
+    main()
