@@ -52,6 +52,8 @@ class CausalBlock(nn.Module):
     """A pre-norm transformer block whose tokens see those before them, near ones best: head `h`
     takes `4 ** -h` off a score per byte in between (arXiv:2108.12409)."""
 
+    bias: Tensor
+
     def __init__(self, width: int, length: int) -> None:
         super().__init__()
         place = torch.arange(length)
