@@ -115,7 +115,6 @@ def run(settings: Settings) -> Table:
         shown=_shown(rows),
         draw=partial(_draw, rows),
         notes=[noise_note(rows)],
-        wrong=sum(row["status"] == "wrong" for row in rows),
     )
 
 

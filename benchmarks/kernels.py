@@ -183,7 +183,6 @@ def run(settings: Settings) -> Table:
         shown=_shown(rows),
         draw=partial(plots.ratio_against_tokens, rows, PARTS),
         notes=[*dense_wins(rows), noise_note(rows)],
-        wrong=sum(row["status"] == "wrong" for row in rows),
     )
 
 
@@ -209,7 +208,6 @@ def run_bfloat16(settings: Settings) -> Table:
         shown=_shown(rows),
         draw=partial(plots.ratio_against_tokens, rows, ("forward",)),
         notes=[*dense_wins(rows), noise_note(rows)],
-        wrong=sum(row["status"] == "wrong" for row in rows),
     )
 
 

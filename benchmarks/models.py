@@ -174,7 +174,6 @@ def run(settings: Settings) -> Table:
         shown=shown(rows),
         draw=partial(draw, rows),
         notes=[*permutation_notes(rows), noise_note(rows)],
-        wrong=sum(row["status"] == "wrong" for row in rows),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from padst_fx.tables import render
@@ -19,7 +19,7 @@ class Table:
     """`rows` have the same keys and become the CSV file `name`.csv.
 
     `shown` is what is printed: column titles and rows of text. `notes` are sentences under it.
-    `draw` makes the picture `name`.png. `wrong` counts results that failed their check.
+    `draw` makes the picture `name`.png.
     """
 
     name: str
@@ -28,7 +28,11 @@ class Table:
     shown: tuple[Sequence[str], Sequence[Sequence[str]]]
     draw: Callable[[], Figure] | None = None
     notes: Sequence[str] = ()
-    wrong: int = field(default=0)
+
+    @property
+    def wrong(self) -> int:
+        """How many results failed their check."""
+        return sum(row.get("status") == "wrong" for row in self.rows)
 
     def __str__(self) -> str:
         columns, rows = self.shown

@@ -128,17 +128,20 @@ def _build(isa: str, path: Path) -> None:
 
 def _compiled(source: Path, isa: str, folder: Path) -> Path:
     """The object of a source: in a folder, or kept where no instruction set changes it."""
-    flags = _flags(isa if source.name == LOOPS else None)
     name = f"{source.parent.name}_{source.stem}"
-    kept = _objects() / f"{name}_{_key(flags)}.o"
-    if source.name != LOOPS and kept.exists():
-        return kept
-    result = folder / f"{name}.o"
-    run([*compiler(), *flags, *include_flags(), "-c", str(source), "-o", str(result)])
     if source.name == LOOPS:
-        return result
-    kept.parent.mkdir(exist_ok=True)
-    return result.replace(kept)
+        return _compile(source, _flags(isa), folder / f"{name}.o")
+    flags = _flags(None)
+    kept = _objects() / f"{name}_{_key(flags)}.o"
+    if not kept.exists():
+        kept.parent.mkdir(exist_ok=True)
+        _compile(source, flags, folder / kept.name).replace(kept)
+    return kept
+
+
+def _compile(source: Path, flags: Sequence[str], target: Path) -> Path:
+    run([*compiler(), *flags, *include_flags(), "-c", str(source), "-o", str(target)])
+    return target
 
 
 def _objects() -> Path:

@@ -239,7 +239,8 @@ def test_it_is_told_where_dense_wins():
 
 @pytest.mark.parametrize("wrong", [0, 2])
 def test_a_wrong_result_fails_the_command(monkeypatch, tmp_path, capsys, wrong):
-    table = Table("memory", "title", [{"value": 1}], (["a"], [["b"]]), wrong=wrong)
+    rows = [{"value": 1, "status": status} for status in ["ok", *["wrong"] * wrong]]
+    table = Table("memory", "title", rows, (["a"], [["b"]]))
     monkeypatch.setitem(command.TABLES, "memory", lambda settings: table)
     monkeypatch.setattr("sys.argv", ["benchmarks", "memory", "--output", str(tmp_path)])
     with command.inductor.patch(compile_threads=1):

@@ -6,11 +6,12 @@ import copy
 
 import pytest
 import torch
+from small_models import STRUCTURES, layers, smooth_model
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn
 
 import padst_fx
-from padst_fx import DST, NM, Block, Diag, SoftPermutation, SparseLinear, Unstructured
+from padst_fx import DST, Block, SoftPermutation
 from padst_fx.permutation import permute_columns
 
 
@@ -30,7 +31,6 @@ class StateDictAverage:
                 tensor.copy_(live[name])
 
 
-STRUCTURES = ["diag", Diag(width=4), Block(4), NM(1, 4), Unstructured()]
 DECAY = 0.75
 AVERAGES = {
     "ema": (lambda m: AveragedModel(m, multi_avg_fn=get_ema_multi_avg_fn(DECAY)), lambda _: DECAY),
@@ -41,10 +41,7 @@ AVERAGES = {
 
 
 def trio(structure="diag", permutation="random", method="rigl", **options):
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 16), nn.Linear(16, 4))
-    sparsity = None if isinstance(structure, NM) else 0.75
-    padst_fx.sparsify(model.double(), structure, sparsity, permutation=permutation)
+    model = smooth_model(structure, permutation)
     optimizer = torch.optim.AdamW(model.parameters(), 3e-2)
     settings = {"delta_t": 2, "t_end": 40, "drop_fraction": 0.5, **options}
     return model, optimizer, DST(model, optimizer, method, **settings)
@@ -62,10 +59,6 @@ def step(model, optimizer, dst, number):
 
 def assert_same(a, b):
     torch.testing.assert_close(a.state_dict(), b.state_dict(), rtol=0, atol=0)
-
-
-def layers(model):
-    return {n: m for n, m in model.named_modules() if isinstance(m, SparseLinear)}
 
 
 def mask(layer, perm):

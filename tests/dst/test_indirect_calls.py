@@ -6,25 +6,17 @@ import copy
 
 import pytest
 import torch
+from small_models import STRUCTURES, smooth_model
 from torch import nn
 from torch.func import functional_call, grad, vmap
 from torch.utils.checkpoint import checkpoint
 
 import padst_fx
-from padst_fx import DST, NM, Block, Diag, SparseLinear, Unstructured
-
-STRUCTURES = ["diag", Diag(width=4), Block(4), NM(1, 4), Unstructured()]
-
-
-def sparse_model(structure="diag", permutation="learned"):
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 16), nn.Linear(16, 4))
-    sparsity = None if isinstance(structure, NM) else 0.75
-    return padst_fx.sparsify(model.double(), structure, sparsity, permutation=permutation)
+from padst_fx import DST, Diag, SparseLinear, Unstructured
 
 
 def managed(structure, method, permutation="learned"):
-    model = sparse_model(structure, permutation)
+    model = smooth_model(structure, permutation)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
     return model, optimizer, DST(model, optimizer, method, delta_t=2, t_end=100)
 
@@ -65,7 +57,7 @@ def test_recomputed_activations_score_once(structure, method, use_reentrant):
 
 @pytest.mark.parametrize("structure", STRUCTURES, ids=str)
 def test_functional_calls_compute_with_the_tensors_given(structure):
-    model = sparse_model(structure, "random")
+    model = smooth_model(structure, "random")
     torch.manual_seed(1)
     other = copy.deepcopy(model)
     for layer in (m for m in other.modules() if isinstance(m, SparseLinear)):
@@ -99,7 +91,7 @@ def test_gradients_asked_for_by_name_leave_no_scores():
 
 @pytest.mark.parametrize("structure", STRUCTURES, ids=str)
 def test_vmap_computes_as_a_batch_does_and_transforms_with_gradients_are_refused(structure):
-    model = sparse_model(structure, "random")
+    model = smooth_model(structure, "random")
     x = batch(0)
     torch.testing.assert_close(vmap(model)(x), model(x))
     if not isinstance(structure, Unstructured):  # Computed by torch's own operators.

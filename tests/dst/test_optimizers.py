@@ -7,11 +7,12 @@ from functools import partial
 
 import pytest
 import torch
+from small_models import STRUCTURES, layers, smooth_model
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
 import padst_fx
-from padst_fx import DST, NM, Block, Diag, SparseLinear, Unstructured
+from padst_fx import DST, Block, Unstructured
 from padst_fx.permutation import permute_columns
 
 
@@ -52,14 +53,6 @@ OPTIMIZERS = {
 }
 # What torch documents as the first value of a slot, where it is not zero.
 FIRST = {"step_size": 1e-2, "sum": 0.1}
-STRUCTURES = ["diag", Diag(width=4), Block(4), NM(1, 4), Unstructured()]
-
-
-def sparse_model(structure="diag", permutation="random"):
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 16), nn.Linear(16, 4))
-    sparsity = None if isinstance(structure, NM) else 0.75
-    return padst_fx.sparsify(model.double(), structure, sparsity, permutation=permutation)
 
 
 def loss_of(model, number):
@@ -67,10 +60,6 @@ def loss_of(model, number):
     x = torch.randn(8, 16, generator=generator, dtype=torch.float64)
     x = x.to(model[0].bias.device)
     return (model(x) - x[:, :4]).square().mean()
-
-
-def layers(model):
-    return {n: m for n, m in model.named_modules() if isinstance(m, SparseLinear)}
 
 
 def mask(layer, perm=None):
@@ -139,7 +128,7 @@ def assert_alike(model, optimizer, twin):
 @pytest.mark.parametrize("structure", ["diag", Block(4), Unstructured()], ids=str)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_training_is_that_of_the_dense_masked_weights(name, structure):
-    model = sparse_model(structure)
+    model = smooth_model(structure)
     optimizer = OPTIMIZERS[name](model.parameters())
     dst = DST(model, optimizer, "rigl", delta_t=3, t_end=100, drop_fraction=0.5)
     twin = DenseTwin(model, lambda dense: OPTIMIZERS[name](dense.parameters()))
@@ -154,7 +143,7 @@ def test_learned_permutations_move_slots_with_their_weights(monkeypatch, name, s
         "padst_fx.dst.learned_permutation.choose_features",
         lambda gain, *_: torch.randperm(len(gain.constant), generator=moves),
     )
-    model = sparse_model(structure, "learned")
+    model = smooth_model(structure, "learned")
     optimizer = OPTIMIZERS[name](model.parameters())
     dst = DST(model, optimizer, "rigl", delta_t=2, t_end=100, drop_fraction=0.5)
     twin = DenseTwin(model, lambda dense: OPTIMIZERS[name](dense.parameters()))
@@ -179,7 +168,7 @@ def groups(model):
 
 
 def test_groups_decay_schedules_and_a_group_added_later():
-    model = sparse_model()
+    model = smooth_model()
     optimizer = groups(model)
     dst = DST(model, optimizer, "rigl", delta_t=3, t_end=100, drop_fraction=0.5)
     twin = DenseTwin(model, groups)
@@ -204,7 +193,7 @@ def test_groups_decay_schedules_and_a_group_added_later():
 @pytest.mark.parametrize("clip", ["norm", "value"])
 @pytest.mark.parametrize("structure", STRUCTURES, ids=str)
 def test_clipping_is_that_of_the_masked_dense_gradients(structure, clip):
-    model = sparse_model(structure)
+    model = smooth_model(structure)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     dst = DST(model, optimizer, "rigl", delta_t=3, t_end=100, drop_fraction=0.5)
     twin = DenseTwin(model, lambda dense: torch.optim.SGD(dense.parameters(), 0.1, momentum=0.9))
@@ -222,7 +211,7 @@ def test_clipping_is_that_of_the_masked_dense_gradients(structure, clip):
 
 
 def test_muon_has_the_dense_matrices_and_another_optimizer_the_sparse_values():
-    model = sparse_model()
+    model = smooth_model()
     rest = [p for n, p in model.named_parameters() if n != "3.weight"]
     muon = torch.optim.Muon([model[3].weight], lr=1e-2)
     optimizer = torch.optim.AdamW(rest, 1e-2)
@@ -246,7 +235,7 @@ def test_muon_has_the_dense_matrices_and_another_optimizer_the_sparse_values():
 @pytest.mark.parametrize("name", ["adamw", "adamw foreach", "momentum", "adagrad"])
 def test_compiled_steps_count_and_are_not_compiled_anew_by_updates(name):
     torch._dynamo.reset()
-    model = sparse_model()
+    model = smooth_model()
     optimizer = OPTIMIZERS[name](model.parameters())
     # MEST has its say inside `optimizer.step`.
     dst = DST(model, optimizer, "mest", delta_t=3, t_end=100, drop_fraction=0.5)
@@ -267,7 +256,7 @@ def test_compiled_steps_count_and_are_not_compiled_anew_by_updates(name):
 
 
 def test_capturable_is_refused_by_torch_on_a_cpu():
-    model = sparse_model()
+    model = smooth_model()
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2, capturable=True)
     dst = DST(model, optimizer, "rigl", delta_t=1)
     loss_of(model, 0).backward()
@@ -285,7 +274,7 @@ def test_capturable_steps_on_a_gpu_are_those_of_the_dense_masked_weights(options
     def make(model):
         return torch.optim.AdamW(model.parameters(), 1e-2, capturable=True, **options)
 
-    model = sparse_model(Block(4)).cuda()
+    model = smooth_model(Block(4)).cuda()
     optimizer = make(model)
     dst = DST(model, optimizer, "rigl", delta_t=3, t_end=100, drop_fraction=0.5)
     train_both(model, optimizer, dst, DenseTwin(model, make))
@@ -294,7 +283,7 @@ def test_capturable_steps_on_a_gpu_are_those_of_the_dense_masked_weights(options
 
 def test_steps_that_no_hook_tells_of_are_warned_of(caplog):
     """As where a CUDA graph is replayed in place of `optimizer.step()`."""
-    model = sparse_model()
+    model = smooth_model()
     dst = DST(model, torch.optim.SGD(model.parameters(), 0.1), "rigl", delta_t=1)
     for _ in range(250):
         assert not dst.step()
@@ -348,7 +337,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("message", REFUSED)
 def test_optimizers_refused_at_once(message):
-    model = sparse_model()
+    model = smooth_model()
     with pytest.raises(ValueError, match=message):
         DST(model, REFUSED[message](list(model.parameters())))
     assert not any(layer.probe.requires_grad for layer in layers(model).values())
@@ -356,8 +345,8 @@ def test_optimizers_refused_at_once(message):
 
 def test_torch_refuses_what_takes_no_dense_gradients_or_no_values_of_four_dimensions():
     with pytest.raises(ValueError, match="Muon only supports 2D parameters"):
-        torch.optim.Muon([sparse_model(Block(4))[0].values])
-    model = sparse_model()
+        torch.optim.Muon([smooth_model(Block(4))[0].values])
+    model = smooth_model()
     optimizer = torch.optim.SparseAdam(model.parameters())
     dst = DST(model, optimizer, "rigl")
     loss_of(model, 0).backward()
@@ -388,7 +377,7 @@ STATES = {
 
 @pytest.mark.parametrize("message", STATES)
 def test_state_that_units_cannot_be_moved_in_is_refused_at_the_first_step(message):
-    model = sparse_model()
+    model = smooth_model()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     dst = DST(model, optimizer, "set", delta_t=1, t_end=10)
     with torch.no_grad():
@@ -403,7 +392,7 @@ def test_state_that_units_cannot_be_moved_in_is_refused_at_the_first_step(messag
 
 
 def test_nested_slots_of_the_parameters_shape_move_too():
-    model = sparse_model()
+    model = smooth_model()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     dst = DST(model, optimizer, "set", delta_t=1, t_end=10, drop_fraction=0.5)
     values = model[0].values
@@ -418,7 +407,7 @@ def test_nested_slots_of_the_parameters_shape_move_too():
 
 
 def test_wrappers_without_state_are_looked_through():
-    model = sparse_model()
+    model = smooth_model()
     inner = torch.optim.AdamW(model.parameters(), 1e-2)
     dst = DST(model, Accelerated(inner), "rigl", delta_t=3, t_end=100, drop_fraction=0.5)
     twin = DenseTwin(model, lambda dense: torch.optim.AdamW(dense.parameters(), 1e-2))

@@ -8,6 +8,7 @@ import warnings
 import pytest
 import pytorch_lightning
 import torch
+from integration_cases import CASES, CLIPPED, settings_of, train_by_hand
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
@@ -18,18 +19,10 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader, TensorDataset
 
 import padst_fx
-from padst_fx import SoftPermutation
 from padst_fx.integrations.lightning import DSTCallback
 
 FEATURES, SAMPLES, BATCH, ACCUMULATED, EPOCHS = 16, 64, 8, 2, 4
 STEPS = EPOCHS * SAMPLES // BATCH // ACCUMULATED
-CASES = {
-    "rigl learned": ("diag", "rigl", "learned"),
-    "set random": ("nm", "set", "random"),
-    "mest block": (padst_fx.Block(4), "mest", "identity"),
-    "dynadiag": ("diag", "dynadiag", "random"),
-    "rigl soft": ("diag", "rigl", "soft"),
-}
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
@@ -75,12 +68,6 @@ class ScheduledTooEarly(Regression):
 
 class ByHand(Regression):
     automatic_optimization = False
-
-
-def settings_of(case):
-    _, method, permutation = CASES[case]
-    soft = SoftPermutation(warmup=0.5, harden_at=8) if permutation == "soft" else None
-    return {"method": method, "delta_t": 2, "drop_fraction": 0.5, "soft": soft}
 
 
 def data():
@@ -135,21 +122,15 @@ def test_going_on_is_not_having_stopped(case, module, arguments, tmp_path):
 @pytest.mark.parametrize("case", ["rigl learned", "mest block", "dynadiag", "rigl soft"])
 def test_it_trains_as_a_loop_by_hand(case, tmp_path):
     callback = DSTCallback(**settings_of(case))
-    trainer = trainer_of(tmp_path, callback, gradient_clip_val=0.1)
+    trainer = trainer_of(tmp_path, callback, gradient_clip_val=CLIPPED)
     trainer.fit(Regression(case), data())
     model = Regression(case)
     optimizer = model.configure_optimizers()
     dst = padst_fx.DST(model, optimizer, t_end=12, **settings_of(case))
-    batches = list(data())
-    for step in range(STEPS):
-        first = ACCUMULATED * step
-        micro = [batches[i % len(batches)] for i in range(first, first + ACCUMULATED)]
-        losses = sum(nn.functional.mse_loss(model.inner(x), y) for x, y in micro)
-        (losses / ACCUMULATED + dst.penalty()).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 0.1)
-        optimizer.step()
-        optimizer.zero_grad()
-        dst.step()
+    train_by_hand(
+        model, optimizer, dst, list(data()),
+        lambda batch: nn.functional.mse_loss(model.inner(batch[0]), batch[1]), STEPS, ACCUMULATED,
+    )  # fmt: skip
     found = trainer.lightning_module.state_dict()
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(found[name], tensor)

@@ -14,6 +14,7 @@ import torch
 import transformers
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedType
+from integration_cases import CASES, CLIPPED, settings_of, train_by_hand
 from ranks import on_two_ranks
 from safetensors.torch import load_file
 from same import assert_same
@@ -22,20 +23,12 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 import padst_fx
-from padst_fx import SoftPermutation
 from padst_fx.integrations.transformers import DSTCallback
 
 FEATURES, SAMPLES, BATCH, ACCUMULATED = 16, 64, 4, 2
 STEPS, SAVE = 12, 5
 LEARNING_RATE = 1e-2
 RANKED = ("rigl learned", "dynadiag", "rigl soft")
-CASES = {
-    "rigl learned": ("diag", "rigl", "learned"),
-    "set random": ("nm", "set", "random"),
-    "mest block": (padst_fx.Block(4), "mest", "identity"),
-    "dynadiag": ("diag", "dynadiag", "random"),
-    "rigl soft": ("diag", "rigl", "soft"),
-}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -97,12 +90,6 @@ def trainer_of(folder, model, callbacks=(), **arguments):
     return trainer
 
 
-def settings_of(case):
-    _, method, permutation = CASES[case]
-    soft = SoftPermutation(warmup=0.5, harden_at=8) if permutation == "soft" else None
-    return {"method": method, "delta_t": 2, "drop_fraction": 0.5, "soft": soft}
-
-
 def managed(folder, case, **arguments):
     trainer = trainer_of(folder, sparse_model(case), **arguments)
     callback = DSTCallback(trainer, **settings_of(case))
@@ -144,7 +131,7 @@ def test_going_on_is_not_having_stopped(trained, tmp_path):
 
 @pytest.mark.parametrize("case", ["rigl learned", "mest block", "dynadiag", "rigl soft"])
 def test_it_trains_as_a_loop_by_hand(case, tmp_path):
-    trainer, callback = managed(tmp_path, case, save_strategy="no", max_grad_norm=0.1)
+    trainer, callback = managed(tmp_path, case, save_strategy="no", max_grad_norm=CLIPPED)
     trainer.model.inner[2].p = 0
     trainer.train()
     model = sparse_model(case)
@@ -153,16 +140,10 @@ def test_it_trains_as_a_loop_by_hand(case, tmp_path):
     dst = padst_fx.DST(model, optimizer, t_end=9, **settings_of(case))
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / STEPS)
     batches = list(torch.utils.data.DataLoader(dataset(), BATCH))
-    for step in range(STEPS):
-        first = ACCUMULATED * step
-        micro = [batches[i % len(batches)] for i in range(first, first + ACCUMULATED)]
-        loss = sum(model(**batch)["loss"] for batch in micro) / ACCUMULATED + dst.penalty()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 0.1)
-        optimizer.step()
-        scheduler.step()
-        optimizer.zero_grad()
-        dst.step()
+    train_by_hand(
+        model, optimizer, dst, batches, lambda batch: model(**batch)["loss"], STEPS, ACCUMULATED,
+        after=scheduler.step,
+    )  # fmt: skip
     found = trainer.model.state_dict()
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(found[name], tensor)
