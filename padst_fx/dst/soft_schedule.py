@@ -72,8 +72,9 @@ class SoftSchedule:
         warm-up (before it any matrix is near a permutation, the one it started from) and the
         last one."""
         events, span = self.settings.events, self.last_step - self._rise
-        steps = (self._rise + span * k / events for k in range(1, events + 1))
-        return sorted({self._update_step(math.floor(step)) for step in steps})
+        # The last one is named: in floating point the sum may end a little before it.
+        early = (math.floor(self._rise + span * k / events) for k in range(1, events))
+        return sorted({*map(self._update_step, early), self.last_step})
 
     @property
     def _rise(self) -> float:

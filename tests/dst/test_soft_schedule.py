@@ -33,6 +33,12 @@ def test_steps_by_hand():
     assert SoftSchedule(SoftPermutation(), delta_t=7, t_end=100).last_step == 56
 
 
+def test_the_last_event_is_the_last_step_whatever_rounding_does():
+    # 0.0002 + 1.9998 * 3 / 3 is below 2 in float64.
+    schedule = SoftSchedule(SoftPermutation(warmup=0.0001, harden_at=2, events=3), 1, 1)
+    assert schedule.event_steps()[-1] == 2
+
+
 @given(
     warmup=st.floats(0, 1),
     harden_at=st.none() | st.integers(1, 5000),
