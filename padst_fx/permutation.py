@@ -26,10 +26,11 @@ def draw_permutation(
 ) -> Tensor:
     """A permutation of its kind, int32 of `permutation_length(kind, features)`.
 
-    Learned ones start from the identity, and soft ones are the identity until they are hardened.
+    Learned ones start shuffled (docs/permutations.md has what that gains), soft ones are the
+    identity until they are hardened.
     """
     length = permutation_length(kind, features)
-    if kind != "random":
+    if kind not in ("random", "learned"):
         return torch.arange(length, dtype=torch.int32, device="cpu")
     return torch.randperm(features, generator=generator, dtype=torch.int32, device="cpu")
 

@@ -33,11 +33,11 @@ def sparsify(
     """Replace the projections of `model` by structured-sparse ones, in place; returns the model.
 
     `structure` is a name ("diag", "block", "nm", "n:m", "unstructured") or a `Structure`;
-    `sparsity` the fraction of zeros in [0, 1). `permutation` is "identity", "random", "learned"
-    (`DST` moves it at updates) or "soft" (dense matrices that `DST` trains and hardens); a layer
-    that starts from trained weights behind a learned one gets the permutation and the units that
-    together keep most of them (`padst_fx.permutation_search`). `distribution` is "uniform", "erk",
-    `{name or glob: sparsity}` or a callable. `include` and `exclude` are names or globs of
+    `sparsity` the fraction of zeros in [0, 1). `permutation` is "identity", "random", "learned" (a
+    shuffle that `DST` moves at updates) or "soft" (dense matrices that `DST` trains and hardens); a
+    layer that starts from trained weights behind a learned one gets the permutation and the units
+    that together keep most of them (`padst_fx.permutation_search`). `distribution` is "uniform",
+    "erk", `{name or glob: sparsity}` or a callable. `include` and `exclude` are names or globs of
     modules, or callables `(module, name) -> bool`; the name of an `nn.MultiheadAttention` stands
     for its four projections. Heads stay dense unless asked for by
     name. `init` is "magnitude" (keep the strongest units), "random" (fresh units and values), or

@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 
 from benchmarks.results_file import RESULTS
-from benchmarks.study import report, runner, runs
+from benchmarks.study import pareto, report, runner, runs
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -40,6 +40,8 @@ def main() -> None:
         runner.train_all(missing, given.output, given.workers, given.minutes)
     print(report.text(given.output))
     report.draw(given.output)
+    print(pareto.text(given.output))
+    pareto.draw(given.output)
 
 
 if __name__ == "__main__":

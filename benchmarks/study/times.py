@@ -24,7 +24,7 @@ import padst_fx
 from benchmarks.compiled import compiled
 from benchmarks.machine import describe
 from benchmarks.results_file import RESULTS
-from benchmarks.study import results, runs
+from benchmarks.study import pareto, results, runs
 from benchmarks.study.__main__ import CONFIGS
 from benchmarks.study.runs import DENSE, Run
 from benchmarks.study.training import Training
@@ -35,7 +35,7 @@ ROUNDS = 20
 
 def kinds(found: Sequence[Run]) -> list[Run]:
     """The sparse runs of a grid that take different time, each once, with seed 0."""
-    alike = {replace(run, seed=0, steps=0, learning_rate=0.0).key: run for run in found}
+    alike = {pareto.kind(run): run for run in found}
     return [replace(run, seed=0) for run in alike.values() if run.structure != DENSE]
 
 
@@ -89,15 +89,22 @@ def _columns(name: str, found: dict[str, Timing], calls: int) -> dict[str, float
 
 
 def main() -> None:
-    """Measure what has no row."""
+    """Measure what has no row, then draw accuracy against time."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.study.times", description=__doc__)
-    parser.add_argument("grid", nargs="?", type=Path, default=CONFIGS / "default.json")
+    parser.add_argument("grid", nargs="?", type=Path, default=CONFIGS / "wide.json")
     given = parser.parse_args()
-    path = RESULTS / "study" / f"{given.grid.stem}_times.csv"
-    done = {results.run_of(row).key for row in results.read(path)}
+    accuracies = RESULTS / "study" / f"{given.grid.stem}.csv"
+    measure_all(kinds(runs.read(given.grid)), pareto.times_path(accuracies))
+    print(pareto.text(accuracies))
+    pareto.draw(accuracies)
+
+
+def measure_all(found: Sequence[Run], path: Path) -> None:
+    """Add a row for each kind that has none."""
+    done = {pareto.kind(results.run_of(row)) for row in results.read(path)}
     context = multiprocessing.get_context("spawn")
-    for run in kinds(runs.read(given.grid)):
-        if run.key not in done:
+    for run in found:
+        if pareto.kind(run) not in done:
             with ProcessPoolExecutor(1, context) as pool:
                 results.add(path, pool.submit(measure, run).result())
             print(run.name)

@@ -29,6 +29,7 @@ def train(run: Run, tick: Callable[[], object] = lambda: None) -> dict[str, Any]
     before = _peak_mib()
     training = Training.of(run)
     task, model, optimizer = training.task, training.model, training.optimizer
+    started = _permutations(model)
     rate = torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
         [group["lr"] for group in optimizer.param_groups],
@@ -55,7 +56,7 @@ def train(run: Run, tick: Callable[[], object] = lambda: None) -> dict[str, Any]
         "peak_mib": _peak_mib() - before,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "exploration": "" if training.dst is None else round(training.dst.exploration, 4),
-        "distance": _distances(model),
+        "moved": _moved(started, _permutations(model)),
     }
 
 
@@ -138,11 +139,13 @@ def _peak_mib() -> int:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
-def _distances(model: nn.Module) -> str:
-    """The share of positions away from the identity, of every permuted layer in its order."""
-    shares = []
-    for module in model.modules():
-        if isinstance(module, padst_fx.SparseLinear) and module.perm.numel():
-            own = torch.arange(module.perm.numel(), device=module.perm.device)
-            shares.append(f"{float((module.perm != own).double().mean()):.3f}")
-    return " ".join(shares)
+def _permutations(model: nn.Module) -> list[Tensor]:
+    """The positions of every permuted layer, in their order."""
+    layers = [m for m in model.modules() if isinstance(m, padst_fx.SparseLinear)]
+    return [layer.perm.clone() for layer in layers if layer.perm.numel()]
+
+
+def _moved(before: list[Tensor], now: list[Tensor]) -> str:
+    """The share of each layer's positions that read another feature than at the start."""
+    pairs = zip(before, now, strict=True)
+    return " ".join(f"{float((old != new).double().mean()):.3f}" for old, new in pairs)

@@ -116,4 +116,4 @@ def test_every_task_trains_and_is_measured(name):
     size = 16 if name.startswith("digits") else 32
     row = train(replace(RUN, task=name, size=size, structure="Diag()", steps=4, delta_t=2))
     assert torch.isfinite(torch.tensor(row["value"]))
-    assert row["exploration"] > 0 and row["distance"]
+    assert row["exploration"] > 0 and row["moved"]

@@ -61,10 +61,16 @@ def same(a, b):
     return all(torch.equal(x, y) for x, y in zip(a.values(), b.values(), strict=True))
 
 
-def test_it_starts_as_the_identity_and_its_kind_is_shown():
-    model = sparse_model()
-    assert all(torch.equal(m.perm, torch.arange(m.in_features).int()) for m in layers(model))
+def test_it_starts_shuffled_and_its_kind_is_shown():
+    model, again = sparse_model(), sparse_model()
+    for layer, same_seed in zip(layers(model), layers(again), strict=True):
+        assert is_permutation(layer.perm) and torch.equal(layer.perm, same_seed.perm)
+        # Of 16 features or more so many stay in place with a probability below 1e-6.
+        assert int((layer.perm == torch.arange(layer.in_features)).sum()) < 10
+    assert not torch.equal(layers(model)[1].perm[:16], layers(model)[0].perm)
     assert "learned" in str(padst_fx.summary(model))
+    kept = SparseLinear.from_dense(nn.Linear(16, 16), "diag", 0.5, permutation="learned")
+    assert torch.equal(kept.perm, torch.arange(16).int())
     with pytest.raises(ValueError, match="'identity', 'random', 'learned'"):
         padst_fx.plan(nn.Linear(8, 8), "diag", 0.5, permutation="shuffled")
 
@@ -227,12 +233,13 @@ def test_a_step_that_the_optimizer_skips_is_forgotten():
 
 def test_a_layer_that_was_not_reached_stays():
     model, optimizer, dst = trio("diag", "set")
+    before = model[0].perm.clone()
     train(model, optimizer, dst, [1])
     model[2](torch.randn(8, 32)).sum().backward()
     optimizer.step()
     assert dst.step()
     assert [p.name for p in dst.last_update.permutations] == ["2"]
-    assert torch.equal(model[0].perm, torch.arange(16).int())
+    assert torch.equal(model[0].perm, before)
 
 
 def test_after_t_end_and_close_permutations_stay():
