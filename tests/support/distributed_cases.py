@@ -25,7 +25,7 @@ from padst_fx.sharding import whole
 STEPS = 50
 FEWER_STEPS = 10
 DELTA_T = 2
-BATCH = 64
+BATCH = 128
 FEATURES, HIDDEN, CLASSES = 16, 32, 4
 HARDEN_AT = 6
 OVERFLOW_AT = 3
