@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 
+from padst_fx import selection
 from padst_fx.projections import Projection
-from padst_fx.selection import Choice, Target, choose
+from padst_fx.selection import Choice, Target
 from padst_fx.structures.base import Pattern
 
 DISTRIBUTIONS = ("uniform", "erk")
@@ -33,14 +34,10 @@ def check_distribution(distribution: Distribution) -> Distribution:
 
 
 def choose_keys(distribution: Distribution, among: Sequence[Target]) -> tuple[Choice, ...]:
-    """What a mapping's keys pick: projections' names first, then attentions', then globs.
-
-    Raises `ValueError` for a key that picks nothing. Empty for another distribution.
-    """
+    """What a mapping's keys pick, as `selection.choose_keys`; empty for another distribution."""
     if not isinstance(distribution, Mapping):
         return ()
-    choices = choose("distribution", distribution, among)
-    return tuple(sorted(choices, key=lambda c: (not c.literal, c.literal and len(c.names))))
+    return selection.choose_keys("distribution", distribution, among)
 
 
 def gives_sparsity(distribution: Distribution, key: Choice) -> bool:
@@ -60,11 +57,8 @@ def layer_sparsity(
     `keys` are a mapping's, by `choose_keys`; the first that picks the projection counts.
     """
     if isinstance(distribution, Mapping):
-        for key in keys:
-            if projection.name in key.names:
-                assert isinstance(key.selector, str)
-                return distribution[key.selector]
-        return default
+        key = selection.key_for(keys, projection)
+        return default if key is None else distribution[key]
     return distribution(projection) if callable(distribution) else default
 
 

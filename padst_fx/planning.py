@@ -16,7 +16,7 @@ from padst_fx.initialization import check_init, looks_fresh, magnitudes
 from padst_fx.layers.attention import PROJECTIONS
 from padst_fx.layers.dense import DenseForm
 from padst_fx.layers.linear import SparseLinear
-from padst_fx.permutation import check_permutation
+from padst_fx.permutation import Permutation, check_permutations
 from padst_fx.permutation_search import Calibration, Retained, input_norms, search
 from padst_fx.projections import Projection, find_projections
 from padst_fx.structures import NM, Pattern, Structure, StructureError, parse_structure
@@ -24,6 +24,7 @@ from padst_fx.structures.base import check_sparsity
 from padst_fx.tables import render
 
 COLUMNS = ("name", "role", "shape", "structure", "sparsity", "start")
+PERMUTATION_COLUMN = "permutation"
 RETAINED_COLUMNS = ("kept without permutation", "kept")
 
 
@@ -31,14 +32,15 @@ RETAINED_COLUMNS = ("kept without permutation", "kept")
 class PlanEntry:
     """One projection: the pattern and start it gets, or the reason why it stays dense.
 
-    `norms` are those of its inputs on the calibration batches; `perm` is the permutation that was
-    found for its weights, and `retained` what it keeps of them.
+    `permutation` is the kind before it. `norms` are those of its inputs on the calibration batches;
+    `perm` is the permutation that was found for its weights, and `retained` what it keeps of them.
     """
 
     projection: Projection
     pattern: Pattern | None = None
     init: str | None = None
     reason: str | None = None
+    permutation: str = "identity"
     norms: Tensor | None = field(default=None, repr=False, compare=False)
     perm: Tensor | None = field(default=None, repr=False, compare=False)
     retained: Retained | None = None
@@ -49,7 +51,6 @@ class Plan:
     """Every projection of a model in order of registration. Printing it shows a table."""
 
     entries: tuple[PlanEntry, ...]
-    permutation: str
 
     @property
     def replaced(self) -> list[PlanEntry]:
@@ -60,6 +61,11 @@ class Plan:
     def skipped(self) -> list[PlanEntry]:
         """The projections that stay dense, each with its reason."""
         return [entry for entry in self.entries if entry.pattern is None]
+
+    @property
+    def permutations(self) -> tuple[str, ...]:
+        """The kinds of permutations before the replaced projections, each once."""
+        return tuple(dict.fromkeys(entry.permutation for entry in self.replaced))
 
     @property
     def sparsity(self) -> float:
@@ -77,15 +83,21 @@ class Plan:
     def __str__(self) -> str:
         rows = [_row(entry) for entry in self.entries]
         columns: tuple[str, ...] = COLUMNS
+        if len(self.permutations) > 1:
+            columns = (*columns, PERMUTATION_COLUMN)
+            rows = [
+                (*row, entry.permutation if entry.pattern else "")
+                for row, entry in zip(rows, self.entries, strict=True)
+            ]
         if any(entry.retained for entry in self.entries):
-            columns = (*COLUMNS, *RETAINED_COLUMNS)
+            columns = (*columns, *RETAINED_COLUMNS)
             rows = [
                 (*row, *_retained_cells(entry))
                 for row, entry in zip(rows, self.entries, strict=True)
             ]
         title = (
-            f"{len(self.replaced)} of {len(self)} projections become sparse "
-            f"({self.sparsity:.2%} of their weights are dropped, permutation: {self.permutation})"
+            f"{len(self.replaced)} of {len(self)} projections become sparse ({self.sparsity:.2%} of "
+            f"their weights are dropped, permutation: {', '.join(self.permutations)})"
         )
         return render(title, columns, rows)
 
@@ -109,7 +121,7 @@ def plan(
     structure: str | Structure,
     sparsity: float | None = None,
     *,
-    permutation: str = "identity",
+    permutation: Permutation = "identity",
     distribution: Distribution = "uniform",
     include: selection.Selectors = None,
     exclude: selection.Selectors = None,
@@ -123,18 +135,19 @@ def plan(
     Heads, tied weights and everything `exclude` matches stay dense, as does what `include`
     does not match if it is given; a head is replaced when it is asked for by name.
 
-    A string in `include`, `exclude` or the keys of `distribution` is the name of a projection or
-    of an `nn.MultiheadAttention` (then it means the four projections), or else a glob over both;
-    a module registered more than once answers to each of its names. In a mapping a name comes
-    before a glob, and `sparsity` is for what no key picks; without it that stays dense. Names in
-    `include` and names with a sparsity in `distribution` ask for a projection by name.
+    A string in `include`, `exclude` or the keys of `distribution` and `permutation` is the name of
+    a projection or of an `nn.MultiheadAttention` (then it means the four projections), or else a
+    glob over both; a module registered more than once answers to each of its names. In a mapping a
+    name comes before a glob. What no key of `distribution` picks gets `sparsity`, and without it
+    stays dense; what no key of `permutation` picks gets the identity. Names in `include` and names
+    with a sparsity in `distribution` ask for a projection by name.
 
     With `skip_slower_at` every projection whose sparse forward of that many tokens is predicted to
     take longer than the dense one stays dense, one asked for by name too; the reason has both
     times and how they are known (`padst_fx.cost.CostModel`, for the weight's device and dtype).
     "erk" then spreads its budget over the others.
 
-    Behind `permutation="learned"` the plan of a projection that starts from magnitudes has the
+    Behind a learned permutation the plan of a projection that starts from magnitudes has the
     permutation found for them, and the shares of their energy (sum of squares) that the strongest
     units keep with it and without. `calibration` is a tensor, a tuple of arguments or a dict of
     keyword arguments for the model, or an iterable of such; the model is run on it, once, if
@@ -150,7 +163,7 @@ def plan(
     wanted = parse_structure(structure)
     distributions.check_distribution(distribution)
     sparsity = _default_sparsity(wanted, sparsity, distribution)
-    check_permutation(permutation)
+    check_permutations(permutation)
     check_init(init)
     selectors = {
         "include": selection.normalise("include", include),
@@ -180,9 +193,22 @@ def plan(
     ]
     if calibration is not None:
         started = _calibrated(started, model, calibration)
-    if permutation == "learned":
-        started = [_searched(e, t.module) for e, t in zip(started, among, strict=True)]
-    return Plan(tuple(started), permutation)
+    permuted = _permuted(started, permutation, among)
+    return Plan(tuple(_searched(e, t.module) for e, t in zip(permuted, among, strict=True)))
+
+
+def _permuted(
+    entries: list[PlanEntry], permutation: Permutation, among: list[selection.Target]
+) -> list[PlanEntry]:
+    """The entries with the kind of permutation that each one gets."""
+    if not isinstance(permutation, Mapping):
+        return [replace(entry, permutation=permutation) for entry in entries]
+    keys = selection.choose_keys("permutation", permutation, among)
+    found = [selection.key_for(keys, entry.projection) for entry in entries]
+    return [
+        entry if key is None else replace(entry, permutation=permutation[key])
+        for entry, key in zip(entries, found, strict=True)
+    ]
 
 
 def _calibrated(
@@ -195,8 +221,8 @@ def _calibrated(
 
 
 def _searched(entry: PlanEntry, owner: nn.Module) -> PlanEntry:
-    """The entry with the permutation that keeps most, if it keeps any magnitudes."""
-    if entry.pattern is None or entry.init != "magnitude":
+    """The entry with the permutation that keeps most, if a learned one keeps any magnitudes."""
+    if entry.pattern is None or (entry.permutation, entry.init) != ("learned", "magnitude"):
         return entry
     weight = _weight(owner, entry.projection)
     if weight.is_meta:

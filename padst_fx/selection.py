@@ -106,6 +106,26 @@ def _choose(argument: str, selector: Selector, among: Sequence[Target]) -> Choic
     )
 
 
+def choose_keys(
+    argument: str, mapping: Iterable[str], among: Sequence[Target]
+) -> tuple[Choice, ...]:
+    """What a mapping's keys pick: projections' names first, then attentions', then globs.
+
+    Raises `ValueError` for a key that picks nothing.
+    """
+    choices = choose(argument, mapping, among)
+    return tuple(sorted(choices, key=lambda c: (not c.literal, c.literal and len(c.names))))
+
+
+def key_for(keys: Iterable[Choice], projection: Projection) -> str | None:
+    """The first of a mapping's keys, by `choose_keys`, that picks the projection, if any does."""
+    for key in keys:
+        if projection.name in key.names:
+            assert isinstance(key.selector, str)
+            return key.selector
+    return None
+
+
 def picked(choices: Iterable[Choice]) -> frozenset[str]:
     """The names of all projections that any of the choices picks."""
     return frozenset[str]().union(*(choice.names for choice in choices))

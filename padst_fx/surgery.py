@@ -11,6 +11,7 @@ from padst_fx.distribution import Distribution
 from padst_fx.layers.attention import MultiheadAttention
 from padst_fx.layers.fast_path import bar_fast_paths
 from padst_fx.layers.linear import SparseLinear
+from padst_fx.permutation import Permutation
 from padst_fx.permutation_search import Calibration
 from padst_fx.planning import Plan, PlanEntry, plan
 from padst_fx.structures import Structure
@@ -21,7 +22,7 @@ def sparsify(
     structure: str | Structure,
     sparsity: float | None = None,
     *,
-    permutation: str = "identity",
+    permutation: Permutation = "identity",
     distribution: Distribution = "uniform",
     include: selection.Selectors = None,
     exclude: selection.Selectors = None,
@@ -34,18 +35,19 @@ def sparsify(
 
     `structure` is a name ("diag", "block", "nm", "n:m", "unstructured") or a `Structure`;
     `sparsity` the fraction of zeros in [0, 1). `permutation` is "identity", "random", "learned" (a
-    shuffle that `DST` moves at updates) or "soft" (dense matrices that `DST` trains and hardens); a
-    layer that starts from trained weights behind a learned one gets the permutation and the units
-    that together keep most of them (`padst_fx.permutation_search`). `distribution` is "uniform",
-    "erk", `{name or glob: sparsity}` or a callable. `include` and `exclude` are names or globs of
-    modules, or callables `(module, name) -> bool`; the name of an `nn.MultiheadAttention` stands
-    for its four projections. Heads stay dense unless asked for by
-    name. `init` is "magnitude" (keep the strongest units), "random" (fresh units and values), or
-    "auto": random for weights that look freshly drawn. With `example_inputs` (a tensor, a tuple of
-    arguments or a dict of keyword arguments) the exported graph says which projection plays
-    which role; else names and the module tree do. With `skip_slower_at` projections that are
-    predicted to be slower than dense at that many tokens stay dense. With `calibration`, a batch
-    or batches of inputs, weights count as much as they times the norm of the feature they read.
+    shuffle that `DST` moves at updates), "soft" (dense matrices that `DST` trains and hardens), or
+    `{name or glob: kind}` with the identity for the others; a layer that starts from trained
+    weights behind a learned one gets the permutation and the units that together keep most of them
+    (`padst_fx.permutation_search`). `distribution` is "uniform", "erk", `{name or glob: sparsity}`
+    or a callable. `include` and `exclude` are names or globs of modules, or callables
+    `(module, name) -> bool`; the name of an `nn.MultiheadAttention` stands for its four
+    projections. Heads stay dense unless asked for by name. `init` is "magnitude" (keep the
+    strongest units), "random" (fresh units and values), or "auto": random for weights that look
+    freshly drawn. With `example_inputs` (a tensor, a tuple of arguments or a dict of keyword
+    arguments) the exported graph says which projection plays which role; else names and the module
+    tree do. With `skip_slower_at` projections that are predicted to be slower than dense at that
+    many tokens stay dense. With `calibration`, a batch or batches of inputs, weights count as much
+    as they times the norm of the feature they read.
 
     Raises what `plan` raises, before anything is changed. Build the optimizer afterwards.
     """
@@ -78,19 +80,19 @@ def apply_plan(model: nn.Module, decided: Plan) -> nn.Module:
                 attentions[entry.projection.owner] = MultiheadAttention.from_dense(owner)
             attention = attentions[entry.projection.owner]
             name = entry.projection.name.rpartition(".")[2]
-            sparse = _sparse_layer(attention.get_submodule(name), entry, decided.permutation)
+            sparse = _sparse_layer(attention.get_submodule(name), entry)
             setattr(attention, name, sparse)
         else:
-            layers[entry.projection.owner] = _sparse_layer(owner, entry, decided.permutation)
+            layers[entry.projection.owner] = _sparse_layer(owner, entry)
     return swap_modules(model, {**layers, **attentions})
 
 
-def _sparse_layer(dense: nn.Module, entry: PlanEntry, permutation: str) -> SparseLinear:
+def _sparse_layer(dense: nn.Module, entry: PlanEntry) -> SparseLinear:
     assert entry.pattern is not None and entry.init is not None
     layer = SparseLinear.from_dense(
         dense,
         entry.pattern,
-        permutation=permutation,
+        permutation=entry.permutation,
         init=entry.init,
         perm=entry.perm,
         norms=entry.norms,

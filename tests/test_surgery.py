@@ -123,6 +123,32 @@ def test_frozen_layers_stay_frozen_and_keep_dtype():
     assert m.odd.values.requires_grad
 
 
+def test_a_permutation_for_each_layer():
+    m = model()
+    kinds = {"blocks.*": "learned", "blocks.1.0": "random", "odd": "soft"}
+    plan = padst_fx.plan(m, "diag", 0.9, permutation=kinds)
+    found = {entry.projection.name: entry.permutation for entry in plan.replaced}
+    assert found == {
+        "blocks.0.0": "learned", "blocks.0.2": "learned",
+        "blocks.1.0": "random", "blocks.1.2": "learned", "odd": "soft",
+        "back": "identity",
+    }  # fmt: skip
+    assert set(plan.permutations) == {"learned", "random", "soft", "identity"}
+    assert any(line.split()[-1:] == ["soft"] for line in str(plan).splitlines())
+    padst_fx.sparsify(m, "diag", 0.9, permutation={"odd": "random"})
+    layers = {n: layer for n, layer in m.named_modules() if isinstance(layer, SparseLinear)}
+    assert {n for n, layer in layers.items() if layer.perm.numel()} == {"odd"}
+    assert layers["odd"].permutation == "random" and layers["blocks.0.0"].permutation == "identity"
+
+
+def test_a_search_is_for_learned_permutations_alone():
+    m = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16), nn.Linear(16, 2))
+    plan = padst_fx.plan(m, "diag", 0.5, permutation={"0": "learned"}, init="magnitude")
+    first, second = plan.replaced
+    assert first.perm is not None and first.retained is not None
+    assert second.perm is None and second.retained is None
+
+
 def test_include_by_callable_and_exclude_by_glob():
     def wide(module, name):
         return getattr(module, "out_features", 0) == 48
@@ -217,6 +243,8 @@ REFUSED = [
     (("diag", 0.9), {"include": "nowhere*"}, "include has 'nowhere.'.*no projection.*blocks.0.0"),
     (("diag", 0.9), {"exclude": ["odd", "bakc"]}, "exclude has 'bakc'.*and 3 more"),
     (("diag", 0.9), {"distribution": {"mlp": 0.5}}, "distribution has 'mlp'"),
+    (("diag", 0.9), {"permutation": {"mlp": "soft"}}, "permutation has 'mlp'"),
+    (("diag", 0.9), {"permutation": {"odd": "hard"}}, "unknown permutation 'hard'; valid: 'ident"),
     (("diag", 0.9), {"include": "odd", "exclude": "o*"}, "'odd' by name, but exclude has 'o.'"),
     (
         ("diag", 0.9),

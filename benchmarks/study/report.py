@@ -108,7 +108,7 @@ def _by_place(found: list[Group]) -> dict[Place, list[Group]]:
 def _place(run: Run) -> Place:
     settings = (
         f"size {run.size}, {run.steps} steps, delta_t {run.delta_t}, drop {run.drop_fraction:g}, "
-        f"{run.distribution}, layers {run.layers}"
+        f"{run.distribution}, layers {run.layers}, permuted {run.permuted}"
     )
     return run.task, run.sparsity, settings
 

@@ -16,7 +16,8 @@ class Run:
     """One training. A structure is "dense" or as in `benchmarks.study.structures`.
 
     `permutation` is as in `sparsify`, `method` as in `DST`; a dense run has neither. `layers` are
-    globs over the projections that are made sparse. `size` scales the task's model.
+    globs over the projections that are made sparse, `permuted` over those of them that are
+    permuted; the others have the identity. `size` scales the task's model.
     """
 
     task: str
@@ -33,6 +34,7 @@ class Run:
     distribution: str = "uniform"
     harden_at: float = 0.5
     layers: str = "*"
+    permuted: str = "*"
     compiled: bool = False
 
     @property

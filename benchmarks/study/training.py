@@ -109,7 +109,7 @@ def _sparsified(model: nn.Module, task: Task, run: Run) -> nn.Module:
         model,
         STRUCTURES[run.structure],
         run.sparsity,
-        permutation=run.permutation,
+        permutation=dict.fromkeys(run.permuted.split(), run.permutation),
         distribution=run.distribution,
         include=run.layers.split(),
         exclude=task.exclude or None,
