@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -15,8 +15,15 @@ from benchmarks.study.runs import DENSE, Run
 from benchmarks.study.tasks import TASKS
 from padst_fx.tables import render
 
+Kind = tuple[str, str, str, str]  # structure, method, permutation, other settings than usual
+
 CONFIDENCE = 0.95
 BASELINE = ("Unstructured()", "rigl", "identity")
+# Settings that a run need not have, and how a table calls them.
+VARIED = {
+    "delta_t": "delta_t", "drop_fraction": "drop", "distribution": "", "harden_at": "hardened at",
+    "layers": "sparse", "permuted": "permuted",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -35,9 +42,10 @@ class Group:
         return f"{_number(mean(numbers))} ± {_number(stdev(numbers))}"
 
     @property
-    def identity(self) -> tuple[str, str, str]:
-        """Structure, method and permutation."""
-        return self.run.structure, self.run.method, self.run.permutation
+    def kind(self) -> Kind:
+        """What its table compares."""
+        run = self.run
+        return run.structure, run.method, run.permutation, _variant(run)
 
 
 def groups(rows: Iterable[Row]) -> list[Group]:
@@ -88,51 +96,59 @@ def text(path: Path) -> str:
     return "\n\n".join(tables)
 
 
-Place = tuple[str, float, str]  # task, sparsity, what else differs from the file's first run
+Place = tuple[str, float, int, int]  # task, sparsity, size, steps
 
 
 def _by_place(found: list[Group]) -> dict[Place, list[Group]]:
-    """Groups that one table compares; dense ones stand in every table of their task."""
+    """Groups that one table compares; dense ones stand in every table of their task and size."""
     places: dict[Place, list[Group]] = defaultdict(list)
     for group in found:
         if group.run.structure != DENSE:
             places[_place(group.run)].append(group)
     for group in found:
         if group.run.structure == DENSE:
+            task, _, *size = _place(group.run)
             for place, members in places.items():
-                if place[0] == group.run.task:
+                if (place[0], *place[2:]) == (task, *size):
                     members.insert(0, group)
     return places
 
 
 def _place(run: Run) -> Place:
-    settings = (
-        f"size {run.size}, {run.steps} steps, delta_t {run.delta_t}, drop {run.drop_fraction:g}, "
-        f"{run.distribution}, layers {run.layers}, permuted {run.permuted}"
-    )
-    return run.task, run.sparsity, settings
+    return run.task, run.sparsity, run.size, run.steps
+
+
+def _variant(run: Run) -> str:
+    """The settings that differ from those of a run that names none."""
+    usual = {field.name: field.default for field in fields(Run)}
+    chosen = {name: getattr(run, name) for name in VARIED}
+    words = (f"{VARIED[name]} {value}" for name, value in chosen.items() if value != usual[name])
+    return ", ".join(word.strip() for word in words)
 
 
 def _table(place: Place, found: list[Group]) -> str:
-    task, sparsity, settings = place
-    by_identity = {group.identity: group for group in found}
-    baseline = by_identity.get(BASELINE)
-    metric = TASKS[task].metric
+    task, sparsity, size, steps = place
+    counts = Counter(group.kind for group in found)
+    # Of several learning rates none is the one to compare with.
+    single = {group.kind: group for group in found if counts[group.kind] == 1}
     rows = []
     for group in found:
-        structure, method, permutation = group.identity
-        without = by_identity.get((structure, method, "identity"))
+        structure, method, permutation, variant = group.kind
+        baseline = single.get((*BASELINE, variant), single.get((*BASELINE, "")))
+        plain = (structure, method, "identity")
+        without = single.get((*plain, variant), single.get((*plain, "")))
         rows.append([
-            structure, method, permutation, f"{group.run.learning_rate:g}", str(len(group.values)),
-            group.cell,
+            structure, method, permutation, variant, f"{group.run.learning_rate:g}",
+            str(len(group.values)), group.cell,
             _interval(group, baseline),
             _interval(group, without if permutation not in ("", "identity") else None),
             _share(group, without, baseline),
         ])  # fmt: skip
     better = "higher" if TASKS[task].higher_is_better else "lower"
+    metric = TASKS[task].metric
     return render(
-        f"{task}, {sparsity:.0%} sparse: {metric} ({better} is better); {settings}",
-        ["structure", "method", "permutation", "rate", "seeds", metric,
+        f"{task}, {sparsity:.0%} sparse: {metric} ({better} is better); size {size}, {steps} steps",
+        ["structure", "method", "permutation", "settings", "rate", "seeds", metric,
          "less RigL's (95 %)", "less identity's (95 %)", "gap to RigL closed"],
         rows,
     )  # fmt: skip
@@ -183,19 +199,19 @@ def draw(path: Path) -> Path | None:
 
 
 def _panel(panel: Any, found: list[Group]) -> None:
-    lines: dict[tuple[str, str, str], list[Group]] = defaultdict(list)
+    lines: dict[tuple[Kind, int], list[Group]] = defaultdict(list)
     for group in found:
         if group.run.structure == DENSE:
             panel.axhline(mean(group.values.values()), color="black", linewidth=1, label=DENSE)
         else:
-            lines[group.identity].append(group)
-    for (structure, method, permutation), members in lines.items():
+            lines[group.kind, group.run.size].append(group)
+    for (kind, size), members in lines.items():
         members.sort(key=lambda group: group.run.sparsity)
         numbers = [list(group.values.values()) for group in members]
         spread = [stdev(values) if len(values) > 1 else 0.0 for values in numbers]
         panel.errorbar(
             [group.run.sparsity for group in members], [mean(values) for values in numbers],
             yerr=spread, marker="o", markersize=3, linewidth=1, capsize=2,
-            label=f"{structure} {method} {permutation}",
+            label=" ".join(word for word in (*kind, str(size)) if word),
         )  # fmt: skip
     panel.legend(fontsize=6, frameon=False)

@@ -111,6 +111,29 @@ def test_a_report_is_made_from_the_file_alone(tmp_path):
     assert report.draw(path).exists()
 
 
+def test_other_settings_are_named_and_compared_with_the_usual_ones(tmp_path):
+    path = tmp_path / "study.csv"
+    rigl = replace(RUN, structure="Unstructured()", permutation="identity", delta_t=50)
+    plain = replace(rigl, structure="Diag()")
+    other = replace(plain, permutation="learned", drop_fraction=0.5, permuted="*.fc1")
+    for base, value in ((rigl, 0.2), (plain, 0.6), (other, 0.5)):
+        for seed in (0, 1):
+            results.add(path, {**replace(base, seed=seed).__dict__, "value": value + 1e-3 * seed})
+    (line,) = (line for line in report.text(path).splitlines() if "learned" in line)
+    assert "drop 0.5, permuted *.fc1" in line and "25%" in line and "-0.1 ±" in line
+
+
+def test_of_several_rates_none_is_compared_with(tmp_path):
+    path = tmp_path / "study.csv"
+    for rate in (0.1, 0.2):
+        for structure in ("Unstructured()", "Diag()"):
+            run = replace(RUN, structure=structure, permutation="identity", learning_rate=rate)
+            for seed in (0, 1):
+                results.add(path, {**replace(run, seed=seed).__dict__, "value": rate + seed})
+    shown = report.text(path)
+    assert "0.7071" in shown and "+" not in shown and "gap %" not in shown
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_every_task_trains_and_is_measured(name):
     size = 16 if name.startswith("digits") else 32
