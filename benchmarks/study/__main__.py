@@ -22,6 +22,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.study", description=__doc__)
     parser.add_argument("grid", nargs="?", type=Path, default=CONFIGS / "default.json")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--device", default="cpu", help="cuda for a GPU; then --workers 1")
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/study/<grid>.csv")
     parser.add_argument("--minutes", type=float, default=math.inf, help="start no run afterwards")
     parser.add_argument("--report", action="store_true", help="only tables and pictures")
@@ -37,7 +38,7 @@ def main() -> None:
     given = arguments()
     if not given.report:
         missing = runner.remaining(runs.read(given.grid), given.output)
-        runner.train_all(missing, given.output, given.workers, given.minutes)
+        runner.train_all(missing, given.output, given.workers, given.minutes, given.device)
     print(report.text(given.output))
     report.draw(given.output)
     print(pareto.text(given.output))

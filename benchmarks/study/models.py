@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,7 +11,8 @@ from torch import Tensor, nn
 from examples.digits_vit.model import CLASSES, PATCH, PATCHES
 
 BYTES = 256
-HEADS = 4
+# The steepest and the flattest of the heads' slopes.
+SLOPES = (1.0, 4.0**-3)
 
 
 class MixerBlock(nn.Module):
@@ -49,16 +52,17 @@ class Mixer(nn.Module):
 
 
 class CausalBlock(nn.Module):
-    """A pre-norm transformer block whose tokens see those before them, near ones best: head `h`
-    takes `4 ** -h` off a score per byte in between (arXiv:2108.12409)."""
+    """A pre-norm transformer block whose tokens see those before them, near ones best: a head takes
+    its slope off a score per byte in between (arXiv:2108.12409)."""
 
     bias: Tensor
 
-    def __init__(self, width: int, length: int) -> None:
+    def __init__(self, width: int, heads: int, length: int) -> None:
         super().__init__()
+        self.heads = heads
         place = torch.arange(length)
         distance = (place[:, None] - place).float()
-        slopes = 4.0 ** -torch.arange(HEADS)
+        slopes = torch.logspace(*map(math.log2, SLOPES), heads, base=2)
         bias = (-slopes[:, None, None] * distance).masked_fill(distance < 0, -torch.inf)
         self.register_buffer("bias", bias, persistent=False)
         self.attention_norm = nn.LayerNorm(width)
@@ -69,7 +73,7 @@ class CausalBlock(nn.Module):
         self.fc2 = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        packed = self.qkv(self.attention_norm(x)).unflatten(-1, (3, HEADS, -1))
+        packed = self.qkv(self.attention_norm(x)).unflatten(-1, (3, self.heads, -1))
         q, k, v = packed.permute(2, 0, 3, 1, 4)
         heads = F.scaled_dot_product_attention(q, k, v, attn_mask=self.bias)
         x = x + self.out_proj(heads.transpose(1, 2).flatten(2))
@@ -79,10 +83,10 @@ class CausalBlock(nn.Module):
 class GPT(nn.Module):
     """Bytes `[N, L]` to logits `[N, L, 256]` of the next byte; the head shares the embedding."""
 
-    def __init__(self, width: int, depth: int, length: int) -> None:
+    def __init__(self, width: int, depth: int, heads: int, length: int) -> None:
         super().__init__()
         self.embed = nn.Embedding(BYTES, width)
-        self.blocks = nn.ModuleList(CausalBlock(width, length) for _ in range(depth))
+        self.blocks = nn.ModuleList(CausalBlock(width, heads, length) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         nn.init.normal_(self.embed.weight, std=0.02)
 

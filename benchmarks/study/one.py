@@ -11,7 +11,7 @@ from benchmarks.study.runs import Run
 from benchmarks.study.training import train
 
 
-def row(run: Run, threads: int) -> dict[str, Any]:
+def row(run: Run, threads: int, device: str) -> dict[str, Any]:
     """What the run gave, with the machine, versions and commit."""
     torch.set_num_threads(threads)
-    return {**train(run), **describe()}
+    return {**train(run, device), **describe()}

@@ -28,7 +28,13 @@ def remaining(runs: Sequence[Run], path: Path) -> list[Run]:
     return [run for run in runs if run.key not in done]
 
 
-def train_all(runs: Sequence[Run], path: Path, workers: int, minutes: float = float("inf")) -> None:
+def train_all(
+    runs: Sequence[Run],
+    path: Path,
+    workers: int,
+    minutes: float = float("inf"),
+    device: str = "cpu",
+) -> None:
     """Train each in a process of its own with its share of the threads; rows are added as runs end.
 
     After `minutes` no further run is started. Raises `RunFailed` at the first run that fails; rows
@@ -48,7 +54,7 @@ def train_all(runs: Sequence[Run], path: Path, workers: int, minutes: float = fl
     ):
         end = time.monotonic() + 60 * minutes
         waiting = iter(runs)
-        running = _start(pool, islice(waiting, workers), threads)
+        running = _start(pool, islice(waiting, workers), threads, device)
         while running:
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
@@ -57,13 +63,13 @@ def train_all(runs: Sequence[Run], path: Path, workers: int, minutes: float = fl
                 bar.set_postfix_str(run.name)
                 bar.update()
             if time.monotonic() < end:
-                running |= _start(pool, islice(waiting, len(done)), threads)
+                running |= _start(pool, islice(waiting, len(done)), threads, device)
 
 
 def _start(
-    pool: ProcessPoolExecutor, runs: Iterator[Run], threads: int
+    pool: ProcessPoolExecutor, runs: Iterator[Run], threads: int, device: str
 ) -> dict[Future[dict[str, Any]], Run]:
-    return {pool.submit(one.row, run, threads): run for run in runs}
+    return {pool.submit(one.row, run, threads, device): run for run in runs}
 
 
 def _row(run: Run, future: Future[dict[str, Any]]) -> dict[str, Any]:

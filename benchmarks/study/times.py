@@ -42,7 +42,8 @@ def kinds(found: Sequence[Run]) -> list[Run]:
 def measure(run: Run) -> dict[str, Any]:
     """The row of a run: medians, and dense time by its own with quartiles over rounds."""
     dense = replace(run, structure=DENSE, permutation="", method="", sparsity=0.0)
-    contestants = {"dense": Training.of(dense), "own": Training.of(run)}
+    cpu = torch.device("cpu")
+    contestants = {"dense": Training.of(dense, cpu), "own": Training.of(run, cpu)}
     steps = interleaved({name: _steps(t) for name, t in contestants.items()}, ROUNDS)
     latency = interleaved({name: _inference(t) for name, t in contestants.items()}, ROUNDS)
     return {

@@ -17,6 +17,7 @@ from benchmarks.study.runs import DENSE, Run
 from benchmarks.study.structures import STRUCTURES
 from benchmarks.study.tasks import TASKS
 from benchmarks.study.tasks.task import Task
+from padst_fx.cost.devices import device_of
 
 WARM_UP = 0.1
 T_END = 0.75
@@ -24,10 +25,11 @@ WEIGHT_DECAY = 0.01
 CLIP = 1.0
 
 
-def train(run: Run, tick: Callable[[], object] = lambda: None) -> dict[str, Any]:
+def train(run: Run, device: str = "cpu") -> dict[str, Any]:
     """The row of a run: its fields, and what was measured."""
-    before = _peak_mib()
-    training = Training.of(run)
+    place = torch.device(device)
+    before = _peak_mib(place)
+    training = Training.of(run, place)
     task, model, optimizer = training.task, training.model, training.optimizer
     started = _permutations(model)
     rate = torch.optim.lr_scheduler.OneCycleLR(
@@ -40,12 +42,13 @@ def train(run: Run, tick: Callable[[], object] = lambda: None) -> dict[str, Any]
     generator = torch.Generator().manual_seed(run.seed)
     seconds = []
     for _ in range(run.steps):
-        inputs, targets = task.inputs(run.seed, generator)
+        inputs, targets = (t.to(place) for t in task.inputs(run.seed, generator))
         start = time.perf_counter()
         training.step(form, inputs, targets)
         rate.step()
+        if place.type == "cuda":
+            torch.cuda.synchronize(place)
         seconds.append(time.perf_counter() - start)
-        tick()
     model.eval()
     return {
         **asdict(run),
@@ -53,10 +56,11 @@ def train(run: Run, tick: Callable[[], object] = lambda: None) -> dict[str, Any]
         "value": task.evaluate(model, run.seed),
         "step_ms": round(statistics.median(seconds) * 1e3, 3),
         "seconds": round(sum(seconds), 1),
-        "peak_mib": _peak_mib() - before,
+        "peak_mib": _peak_mib(place) - before,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "exploration": "" if training.dst is None else round(training.dst.exploration, 4),
         "moved": _moved(started, _permutations(model)),
+        "device": device_of(place).name if place.type == "cuda" else "cpu",
     }
 
 
@@ -71,12 +75,12 @@ class Training:
     dst: padst_fx.DST | None
 
     @classmethod
-    def of(cls, run: Run) -> Training:
-        """Before its first step."""
+    def of(cls, run: Run, place: torch.device) -> Training:
+        """Before its first step, on a device."""
         task = TASKS[run.task]
         task.check_size(run.size, run.sparsity)
         torch.manual_seed(run.seed)
-        model = _sparsified(task.model(run.size), task, run)
+        model = _sparsified(task.model(run.size).to(place), task, run)
         optimizer = torch.optim.AdamW(
             model.parameters(), run.learning_rate, weight_decay=WEIGHT_DECAY
         )
@@ -134,8 +138,10 @@ def _dst(model: nn.Module, optimizer: torch.optim.Optimizer, run: Run) -> padst_
     )
 
 
-def _peak_mib() -> int:
-    """The most that this process has had in memory."""
+def _peak_mib(place: torch.device) -> int:
+    """The most that this process has had in memory, on a GPU what tensors took of its memory."""
+    if place.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(place) / 2**20)
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 

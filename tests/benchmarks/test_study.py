@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks.study import report, results, runner, runs
+from benchmarks.study.models import GPT
 from benchmarks.study.report import Group, closed, difference
 from benchmarks.study.runs import Run
 from benchmarks.study.tasks import TASKS
@@ -134,7 +135,27 @@ def test_of_several_rates_none_is_compared_with(tmp_path):
     assert "0.7071" in shown and "+" not in shown and "gap %" not in shown
 
 
-@pytest.mark.parametrize("name", TASKS)
+def test_the_large_text_model_has_the_shape_of_gpt2_small():
+    with torch.device("meta"):
+        model = TASKS["text-gpt2"].model(768)
+    shapes = {tuple(m.weight.shape) for m in model.modules() if isinstance(m, torch.nn.Linear)}
+    assert shapes == {(2304, 768), (768, 768), (3072, 768), (768, 3072)}
+    assert len(model.blocks) == 12 and model.blocks[0].bias.shape == (12, 512, 512)
+
+
+def test_text_models_see_no_later_byte():
+    torch.manual_seed(0)
+    model = GPT(32, 2, 4, 8).eval()
+    tokens = torch.randint(256, (3, 8))
+    later = tokens.clone()
+    later[:, 5:] = (tokens[:, 5:] + 1) % 256
+    first, second = model(tokens), model(later)
+    torch.testing.assert_close(first[:, :5], second[:, :5])
+    assert not torch.allclose(first[:, 5:], second[:, 5:])
+
+
+# The large one differs from "text" in its numbers alone, and takes a minute.
+@pytest.mark.parametrize("name", [name for name in TASKS if name != "text-gpt2"])
 def test_every_task_trains_and_is_measured(name):
     size = 16 if name.startswith("digits") else 32
     row = train(replace(RUN, task=name, size=size, structure="Diag()", steps=4, delta_t=2))

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.study.models import Mixer
-from benchmarks.study.tasks.task import Task
+from benchmarks.study.tasks.task import Task, place
 from examples.digits_vit import data
 from examples.digits_vit.model import VisionTransformer
 
@@ -46,7 +46,7 @@ class Digits(Task):
     @torch.no_grad()
     def evaluate(self, model: nn.Module, seed: int) -> float:
         digits = _digits()
-        predicted = model(digits.test_images).argmax(dim=1)
+        predicted = model(digits.test_images.to(place(model))).argmax(dim=1).cpu()
         return float((predicted == digits.test_labels).double().mean())
 
 

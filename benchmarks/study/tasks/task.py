@@ -9,6 +9,11 @@ import torch
 from torch import Tensor, nn
 
 
+def place(model: nn.Module) -> torch.device:
+    """Where a model's parameters are."""
+    return next(model.parameters()).device
+
+
 class Task(ABC):
     """A model, data and a measure. `higher_is_better` says how to read the measure `metric`;
     `exclude` are globs over projections that stay dense in every run."""
@@ -32,7 +37,7 @@ class Task(ABC):
 
     @abstractmethod
     def evaluate(self, model: nn.Module, seed: int) -> float:
-        """The metric on data that was not trained on."""
+        """The metric on data that was not trained on, computed where the model is."""
 
     def check_size(self, size: int, sparsity: float) -> None:
         """Called once before a run, for tasks whose data depend on both."""

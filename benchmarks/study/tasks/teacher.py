@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import padst_fx
-from benchmarks.study.tasks.task import Task
+from benchmarks.study.tasks.task import Task, place
 from padst_fx import Structure
 
 TEACHER_SPARSITY = 0.9
@@ -55,7 +55,7 @@ class Teacher(Task):
         x = torch.randn(EVALUATED, self._size, generator=generator) @ _mixing(self._size)
         targets = self._targets(seed, x)
         variance = (targets - targets.mean(0)).square().sum()
-        return float((model(x) - targets).square().sum() / variance)
+        return float((model(x.to(place(model))).cpu() - targets).square().sum() / variance)
 
     @torch.no_grad()
     def _targets(self, seed: int, x: Tensor) -> Tensor:

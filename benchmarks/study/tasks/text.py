@@ -14,11 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.study.models import GPT
-from benchmarks.study.tasks.task import Task
+from benchmarks.study.tasks.task import Task, place
 
-LENGTH = 64
 HELD_OUT = 10  # one file of so many
-EVALUATED = 64  # batches
+EVALUATED = 2**15  # bytes
 PACKAGES = ("asyncio", "collections", "concurrent", "email", "html", "http", "importlib", "json",
             "logging", "multiprocessing", "unittest", "urllib", "xml")  # fmt: skip
 
@@ -34,13 +33,17 @@ class Text(Task):
     metric: ClassVar[str] = "perplexity"
     higher_is_better: ClassVar[bool] = False
     batch: ClassVar[int] = 8
-    depth: ClassVar[int] = 2
+
+    def __init__(self, depth: int, heads: int, length: int) -> None:
+        self._depth = depth
+        self._heads = heads
+        self._length = length
 
     def model(self, size: int) -> nn.Module:
-        return GPT(size, self.depth, LENGTH)
+        return GPT(size, self._depth, self._heads, self._length)
 
     def inputs(self, seed: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        return _windows(_texts()[0], self.batch, generator)
+        return self._windows(_texts()[0], generator)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(outputs.flatten(0, 1), targets.flatten())
@@ -49,16 +52,17 @@ class Text(Task):
     def evaluate(self, model: nn.Module, seed: int) -> float:
         generator = torch.Generator().manual_seed(0)  # the same windows for every run
         losses = []
-        for _ in range(EVALUATED):
-            inputs, targets = _windows(_texts()[1], self.batch, generator)
+        for _ in range(EVALUATED // (self.batch * self._length)):
+            windows = self._windows(_texts()[1], generator)
+            inputs, targets = (part.to(place(model)) for part in windows)
             losses.append(float(self.loss(model(inputs), targets)))
         return math.exp(sum(losses) / len(losses))
 
-
-def _windows(text: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    starts = torch.randint(len(text) - LENGTH - 1, (count, 1), generator=generator)
-    windows = text[starts + torch.arange(LENGTH + 1)].long()
-    return windows[:, :-1], windows[:, 1:]
+    def _windows(self, text: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        last = len(text) - self._length - 1
+        starts = torch.randint(last, (self.batch, 1), generator=generator)
+        windows = text[starts + torch.arange(self._length + 1)].long()
+        return windows[:, :-1], windows[:, 1:]
 
 
 @cache
