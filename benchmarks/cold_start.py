@@ -45,7 +45,7 @@ from benchmarks.structures import SPARSITY, STRUCTURES
 name, layers = {name!r}, {layers}
 model, x = vit_b16(layers).eval(), torch.randn(1, 3, 224, 224)
 if name in STRUCTURES:
-    model = padst_fx.sparsify(model, STRUCTURES[name], SPARSITY)
+    model = padst_fx.sparsify(model, STRUCTURES[name], SPARSITY, permutation="identity")
 with torch.no_grad():
     model(x)
     start = time.perf_counter()

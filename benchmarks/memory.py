@@ -28,7 +28,7 @@ def training_bytes(structure: padst_fx.Structure | None, layers: int) -> dict[st
     model = vit_b16(layers)
     names = [entry.projection.name for entry in padst_fx.plan(model, "diag", SPARSITY).replaced]
     if structure is not None:
-        padst_fx.sparsify(model, structure, SPARSITY, init="random")
+        padst_fx.sparsify(model, structure, SPARSITY, permutation="identity", init="random")
     optimizer = torch.optim.AdamW(model.parameters())
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)

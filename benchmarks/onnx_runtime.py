@@ -48,7 +48,9 @@ def contestants(dense: nn.Module, images: Tensor, names: list[str], threads: int
     """Dense, and every structure in the form that the export chose."""
     yield _contestant(DENSE, dense, images, threads, folder)
     for name in names:
-        model = padst_fx.sparsify(deepcopy(dense), STRUCTURES[name], structures.SPARSITY)
+        model = padst_fx.sparsify(
+            deepcopy(dense), STRUCTURES[name], structures.SPARSITY, permutation="identity"
+        )
         yield _contestant(name, model, images, threads, folder)
 
 

@@ -96,8 +96,9 @@ class Plan:
                 for row, entry in zip(rows, self.entries, strict=True)
             ]
         title = (
-            f"{len(self.replaced)} of {len(self)} projections become sparse ({self.sparsity:.2%} of "
-            f"their weights are dropped, permutation: {', '.join(self.permutations)})"
+            f"{len(self.replaced)} of {len(self)} projections become sparse "
+            f"({self.sparsity:.2%} of their weights are dropped, "
+            f"permutation: {', '.join(self.permutations)})"
         )
         return render(title, columns, rows)
 
@@ -121,7 +122,7 @@ def plan(
     structure: str | Structure,
     sparsity: float | None = None,
     *,
-    permutation: Permutation = "identity",
+    permutation: Permutation | None = None,
     distribution: Distribution = "uniform",
     include: selection.Selectors = None,
     exclude: selection.Selectors = None,
@@ -139,8 +140,11 @@ def plan(
     a projection or of an `nn.MultiheadAttention` (then it means the four projections), or else a
     glob over both; a module registered more than once answers to each of its names. In a mapping a
     name comes before a glob. What no key of `distribution` picks gets `sparsity`, and without it
-    stays dense; what no key of `permutation` picks gets the identity. Names in `include` and names
-    with a sparsity in `distribution` ask for a projection by name.
+    stays dense. Names in `include` and names with a sparsity in `distribution` ask for a projection
+    by name.
+
+    What no key of `permutation` picks gets the identity. With `permutation=None` projections that
+    start from fresh weights get what `structure.usual_permutation` says, others the identity.
 
     With `skip_slower_at` every projection whose sparse forward of that many tokens is predicted to
     take longer than the dense one stays dense, one asked for by name too; the reason has both
@@ -163,7 +167,8 @@ def plan(
     wanted = parse_structure(structure)
     distributions.check_distribution(distribution)
     sparsity = _default_sparsity(wanted, sparsity, distribution)
-    check_permutations(permutation)
+    if permutation is not None:
+        check_permutations(permutation)
     check_init(init)
     selectors = {
         "include": selection.normalise("include", include),
@@ -198,9 +203,11 @@ def plan(
 
 
 def _permuted(
-    entries: list[PlanEntry], permutation: Permutation, among: list[selection.Target]
+    entries: list[PlanEntry], permutation: Permutation | None, among: list[selection.Target]
 ) -> list[PlanEntry]:
     """The entries with the kind of permutation that each one gets."""
+    if permutation is None:
+        return [replace(entry, permutation=_usual_permutation(entry)) for entry in entries]
     if not isinstance(permutation, Mapping):
         return [replace(entry, permutation=permutation) for entry in entries]
     keys = selection.choose_keys("permutation", permutation, among)
@@ -209,6 +216,13 @@ def _permuted(
         entry if key is None else replace(entry, permutation=permutation[key])
         for entry, key in zip(entries, found, strict=True)
     ]
+
+
+def _usual_permutation(entry: PlanEntry) -> str:
+    """Before kept weights it would be searched for, which can take minutes: only if asked for."""
+    if entry.pattern is None or entry.init != "random":
+        return "identity"
+    return entry.pattern.structure.usual_permutation
 
 
 def _calibrated(

@@ -22,7 +22,7 @@ def sparsify(
     structure: str | Structure,
     sparsity: float | None = None,
     *,
-    permutation: Permutation = "identity",
+    permutation: Permutation | None = None,
     distribution: Distribution = "uniform",
     include: selection.Selectors = None,
     exclude: selection.Selectors = None,
@@ -36,12 +36,13 @@ def sparsify(
     `structure` is a name ("diag", "block", "nm", "n:m", "unstructured") or a `Structure`;
     `sparsity` the fraction of zeros in [0, 1). `permutation` is "identity", "random", "learned" (a
     shuffle that `DST` moves at updates), "soft" (dense matrices that `DST` trains and hardens), or
-    `{name or glob: kind}` with the identity for the others; a layer that starts from trained
-    weights behind a learned one gets the permutation and the units that together keep most of them
-    (`padst_fx.permutation_search`). `distribution` is "uniform", "erk", `{name or glob: sparsity}`
-    or a callable. `include` and `exclude` are names or globs of modules, or callables
-    `(module, name) -> bool`; the name of an `nn.MultiheadAttention` stands for its four
-    projections. Heads stay dense unless asked for by name. `init` is "magnitude" (keep the
+    `{name or glob: kind}` with the identity for the others; None is "learned" before fresh weights
+    in dense tiles (`Block`, `Diag(width=w)`) and else "identity" (docs/study.md says why). A layer
+    that starts from trained weights behind a learned one gets the permutation and the units that
+    together keep most of them (`padst_fx.permutation_search`). `distribution` is "uniform", "erk",
+    `{name or glob: sparsity}` or a callable. `include` and `exclude` are names or globs of modules,
+    or callables `(module, name) -> bool`; the name of an `nn.MultiheadAttention` stands for its
+    four projections. Heads stay dense unless asked for by name. `init` is "magnitude" (keep the
     strongest units), "random" (fresh units and values), or "auto": random for weights that look
     freshly drawn. With `example_inputs` (a tensor, a tuple of arguments or a dict of keyword
     arguments) the exported graph says which projection plays which role; else names and the module

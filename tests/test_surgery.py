@@ -141,6 +141,21 @@ def test_a_permutation_for_each_layer():
     assert layers["odd"].permutation == "random" and layers["blocks.0.0"].permutation == "identity"
 
 
+@pytest.mark.parametrize(
+    ("structure", "usual"),
+    [("diag", "identity"), (Diag(run=2), "identity"), (Diag(width=8), "learned"),
+     (Block(8), "learned"), (Block(1), "identity"), ("nm", "identity"), (Unstructured(), "identity")],
+    ids=str,
+)  # fmt: skip
+def test_the_usual_permutation_is_learned_before_fresh_tiles_alone(structure, usual):
+    m = model()
+    fresh, kept = (padst_fx.plan(m, structure, 0.5, init=i) for i in ("random", "magnitude"))
+    assert fresh.permutations == (usual,) and kept.permutations == ("identity",)
+    padst_fx.sparsify(m, structure, 0.5, init="random")
+    found = {layer.permutation for layer in m.modules() if isinstance(layer, SparseLinear)}
+    assert found == {usual}
+
+
 def test_a_search_is_for_learned_permutations_alone():
     m = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16), nn.Linear(16, 2))
     plan = padst_fx.plan(m, "diag", 0.5, permutation={"0": "learned"}, init="magnitude")

@@ -23,6 +23,11 @@ class Structure(ABC):
 
     name: ClassVar[str]
 
+    @property
+    def usual_permutation(self) -> str:
+        """What `sparsify` puts before it where weights are fresh, unless told (docs/study.md)."""
+        return "identity"
+
     @abstractmethod
     def bind(self, out_features: int, in_features: int, sparsity: float | None) -> Pattern:
         """This structure on an `[out, in]` matrix, with the active count that `sparsity` asks for.

@@ -27,6 +27,10 @@ class Block(Structure):
     def __post_init__(self) -> None:
         check_positive("Block", size=self.size)
 
+    @property
+    def usual_permutation(self) -> str:
+        return "learned" if self.size > 1 else "identity"
+
     def bind(self, out_features: int, in_features: int, sparsity: float | None) -> BlockPattern:
         density = 1 - check_sparsity(sparsity)
         candidates = in_features // self.size

@@ -34,6 +34,10 @@ class Diag(Structure):
     def __post_init__(self) -> None:
         check_positive("Diag", width=self.width, run=self.run)
 
+    @property
+    def usual_permutation(self) -> str:
+        return "learned" if self.width > 1 else "identity"
+
     def bind(self, out_features: int, in_features: int, sparsity: float | None) -> DiagPattern:
         density = 1 - check_sparsity(sparsity)
         candidates = max(out_features, in_features) // (self.width * self.run)
