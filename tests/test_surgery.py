@@ -144,7 +144,8 @@ def test_a_permutation_for_each_layer():
 @pytest.mark.parametrize(
     ("structure", "usual"),
     [("diag", "identity"), (Diag(run=2), "identity"), (Diag(width=8), "learned"),
-     (Block(8), "learned"), (Block(1), "identity"), ("nm", "identity"), (Unstructured(), "identity")],
+     (Block(8), "learned"), (Block(1), "identity"), ("nm", "identity"),
+     (Unstructured(), "identity")],
     ids=str,
 )  # fmt: skip
 def test_the_usual_permutation_is_learned_before_fresh_tiles_alone(structure, usual):

@@ -1,7 +1,8 @@
 """`python -m benchmarks.study [grid.json]`: train what is missing, then report.
 
 Runs that have a row in the result file are not trained again, so a stopped grid goes on where it
-was. `--report` only reads the file.
+was. `--report` only reads the file. Tables go to `<grid>.txt` beside it, pictures to
+`<grid>.png` and, with `benchmarks.study.times`, `<grid>_pareto.png`.
 """
 
 from __future__ import annotations
@@ -39,9 +40,10 @@ def main() -> None:
     if not given.report:
         missing = runner.remaining(runs.read(given.grid), given.output)
         runner.train_all(missing, given.output, given.workers, given.minutes, given.device)
-    print(report.text(given.output))
+    tables = "\n\n".join(filter(None, (report.text(given.output), pareto.text(given.output))))
+    print(tables)
+    given.output.with_suffix(".txt").write_text(tables + "\n")
     report.draw(given.output)
-    print(pareto.text(given.output))
     pareto.draw(given.output)
 
 
