@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,8 +9,8 @@ from torch import Tensor, nn
 from examples.digits_vit.model import CLASSES, PATCH, PATCHES
 
 BYTES = 256
-# The steepest and the flattest of the heads' slopes.
-SLOPES = (1.0, 4.0**-3)
+# Heads' slopes go from 1 to this power of two.
+LEAST_POWER = -6.0
 
 
 class MixerBlock(nn.Module):
@@ -62,7 +60,7 @@ class CausalBlock(nn.Module):
         self.heads = heads
         place = torch.arange(length)
         distance = (place[:, None] - place).float()
-        slopes = torch.logspace(*map(math.log2, SLOPES), heads, base=2)
+        slopes = torch.logspace(0, LEAST_POWER, heads, base=2)
         bias = (-slopes[:, None, None] * distance).masked_fill(distance < 0, -torch.inf)
         self.register_buffer("bias", bias, persistent=False)
         self.attention_norm = nn.LayerNorm(width)
