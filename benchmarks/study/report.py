@@ -22,7 +22,8 @@ BASELINE = ("Unstructured()", "rigl", "identity")
 # Settings that a run need not have, and how a table calls them.
 VARIED = {
     "delta_t": "delta_t", "drop_fraction": "drop", "distribution": "", "harden_at": "hardened at",
-    "layers": "sparse", "permuted": "permuted",
+    "layers": "sparse", "permuted": "permuted", "soft_weight": "penalty",
+    "soft_rate": "matrices' rate",
 }  # fmt: skip
 
 

@@ -27,6 +27,7 @@ def run_of(row: Row) -> Run:
         "float": float,
         "int": int,
         "str": str,
+        "float | None": lambda text: float(text) if text else None,
         "bool": lambda text: text == "True",
     }
     return Run(**{f.name: kinds[str(f.type)](row[f.name]) for f in fields(Run)})

@@ -17,7 +17,8 @@ class Run:
 
     `permutation` is as in `sparsify`, `method` as in `DST`; a dense run has neither. `layers` are
     globs over the projections that are made sparse, `permuted` over those of them that are
-    permuted; the others have the identity. `size` scales the task's model.
+    permuted; the others have the identity. `soft_weight` is that of `SoftPermutation`, `soft_rate`
+    the matrices' learning rate, by default the run's. `size` scales the task's model.
     """
 
     task: str
@@ -35,6 +36,8 @@ class Run:
     harden_at: float = 0.5
     layers: str = "*"
     permuted: str = "*"
+    soft_weight: float = 1.0
+    soft_rate: float | None = None
     compiled: bool = False
 
     @property

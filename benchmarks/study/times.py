@@ -30,7 +30,8 @@ from benchmarks.study.runs import DENSE, Run
 from benchmarks.study.training import Training
 from benchmarks.timing import Ratio, Timing, interleaved
 
-ROUNDS = 20
+# A round of steps is `delta_t` of them: seconds.
+STEP_ROUNDS, LATENCY_ROUNDS = 6, 20
 
 
 def kinds(found: Sequence[Run]) -> list[Run]:
@@ -44,8 +45,9 @@ def measure(run: Run) -> dict[str, Any]:
     dense = replace(run, structure=DENSE, permutation="", method="", sparsity=0.0)
     cpu = torch.device("cpu")
     contestants = {"dense": Training.of(dense, cpu), "own": Training.of(run, cpu)}
-    steps = interleaved({name: _steps(t) for name, t in contestants.items()}, ROUNDS)
-    latency = interleaved({name: _inference(t) for name, t in contestants.items()}, ROUNDS)
+    steps = interleaved({name: _steps(t) for name, t in contestants.items()}, STEP_ROUNDS)
+    calls = {name: _inference(t) for name, t in contestants.items()}
+    latency = interleaved(calls, LATENCY_ROUNDS)
     return {
         **asdict(run),
         **_columns("step", steps, run.delta_t),

@@ -125,7 +125,11 @@ def _dst(model: nn.Module, optimizer: torch.optim.Optimizer, run: Run) -> padst_
     t_end = max(1, round(T_END * run.steps))
     soft = None
     if run.permutation == "soft":
-        soft = padst_fx.SoftPermutation(harden_at=max(1, round(run.harden_at * run.steps)))
+        soft = padst_fx.SoftPermutation(
+            weight=run.soft_weight,
+            harden_at=max(1, round(run.harden_at * run.steps)),
+            learning_rate=run.soft_rate,
+        )
     return padst_fx.DST(
         model,
         optimizer,

@@ -21,7 +21,7 @@ def test_seeds_steps_and_rates_take_no_other_time():
 
 
 def test_a_kind_is_timed_in_turn_with_dense_and_only_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(times, "ROUNDS", 2)
+    monkeypatch.setattr(times, "STEP_ROUNDS", 2)
     row = times.measure(replace(RUN, task="teacher", structure="Diag()"))
     for axis in pareto.AXES:
         dense, own = row[f"dense_{axis}_ms"], row[f"{axis}_ms"]
