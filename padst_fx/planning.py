@@ -219,7 +219,8 @@ def _permuted(
 
 
 def _usual_permutation(entry: PlanEntry) -> str:
-    """Before kept weights it would be searched for, which can take minutes: only if asked for."""
+    """The structure's own before fresh weights. Before kept ones a learned permutation is searched
+    for, which can take minutes: only if asked for."""
     if entry.pattern is None or entry.init != "random":
         return "identity"
     return entry.pattern.structure.usual_permutation
