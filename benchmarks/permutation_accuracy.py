@@ -56,11 +56,10 @@ def trained(digits: Digits, recipe: Recipe, model: nn.Module, seed: int) -> pads
     return dst
 
 
-def moved_share(model: nn.Module) -> float:
-    """The share of all positions that do not read the feature of their own number."""
-    perms = [m.perm for m in model.modules() if isinstance(m, padst_fx.SparseLinear)]
-    away = sum(int((perm != torch.arange(len(perm))).sum()) for perm in perms)
-    return away / max(1, sum(map(len, perms)))
+def permutations(model: nn.Module) -> torch.Tensor:
+    """The positions of all sparse layers, one after the other."""
+    layers = [m for m in model.modules() if isinstance(m, padst_fx.SparseLinear)]
+    return torch.cat([layer.perm for layer in layers])
 
 
 def row(digits: Digits, recipe: Recipe, name: str, sparsity: float, kind: str, seed: int) -> Row:
@@ -74,7 +73,9 @@ def row(digits: Digits, recipe: Recipe, name: str, sparsity: float, kind: str, s
         include=PROJECTIONS,
         init="random",
     )
+    started = permutations(model)
     trained(digits, recipe, model, seed).close()
+    moved = (permutations(model) != started).sum() / max(1, len(started))
     return {
         "structure": name,
         "sparsity": sparsity,
@@ -82,7 +83,7 @@ def row(digits: Digits, recipe: Recipe, name: str, sparsity: float, kind: str, s
         "seed": seed,
         "steps": recipe.steps,
         "accuracy": round(accuracy(model, digits), 4),
-        "moved": round(moved_share(model), 4),
+        "moved": round(float(moved), 4),
     }
 
 

@@ -146,10 +146,10 @@ def plan(
     What no key of `permutation` picks gets the identity. With `permutation=None` projections that
     start from fresh weights get what `structure.usual_permutation` says, others the identity.
 
-    With `skip_slower_at` every projection whose sparse forward of that many tokens is predicted to
-    take longer than the dense one stays dense, one asked for by name too; the reason has both
-    times and how they are known (`padst_fx.cost.CostModel`, for the weight's device and dtype).
-    "erk" then spreads its budget over the others.
+    With `skip_slower_at` every projection whose sparse forward of that many tokens, without a
+    permutation, is predicted to take longer than the dense one stays dense, one asked for by name
+    too; the reason has both times and how they are known (`padst_fx.cost.CostModel`, for the
+    weight's device and dtype). "erk" then spreads its budget over the others.
 
     Behind a learned permutation the plan of a projection that starts from magnitudes has the
     permutation found for them, and the shares of their energy (sum of squares) that the strongest

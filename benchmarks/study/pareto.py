@@ -30,11 +30,12 @@ class Point:
 
     @property
     def name(self) -> str:
-        run = self.group.run
-        if run.structure == DENSE:
+        structure, method, permutation, variant = self.group.kind
+        if structure == DENSE:
             return DENSE
-        words = [run.structure.removesuffix("()"), run.permutation, f"{run.sparsity:.0%}"]
-        return " ".join(word for word in words if word != "identity")
+        words = [structure.removesuffix("()"), method, permutation]
+        words += [f"{self.group.run.sparsity:.0%}", variant]
+        return " ".join(word for word in words if word not in ("rigl", "identity", ""))
 
 
 def kind(run: Run) -> str:
@@ -73,13 +74,9 @@ def _bounds(row: results.Row, axis: str) -> tuple[float, float]:
     return 1 / float(row[f"{axis}_ratio_high"]), 1 / float(row[f"{axis}_ratio_low"])
 
 
-def best(found: list[Point], axis: str) -> set[str]:
-    """The names of points that no other one beats in both the metric and the time on an axis."""
-    return {
-        point.name
-        for point in found
-        if not any(_beats(other, point, axis) for other in found if other is not point)
-    }
+def best(found: list[Point], axis: str) -> list[Point]:
+    """The points that no other one beats in both the metric and the time on an axis."""
+    return [point for point in found if not any(_beats(other, point, axis) for other in found)]
 
 
 def _beats(one: Point, other: Point, axis: str) -> bool:
@@ -110,9 +107,9 @@ def _table(task: str, found: list[Point]) -> str:
     )
 
 
-def _cell(point: Point, axis: str, front: set[str]) -> str:
+def _cell(point: Point, axis: str, front: list[Point]) -> str:
     low, high = point.spreads[axis]
-    mark = "*" if point.name in front else ""
+    mark = "*" if point in front else ""
     return f"{point.times[axis]:.2f} ({low:.2f}-{high:.2f}){mark}"
 
 
@@ -161,7 +158,7 @@ def _panel(panel: Any, found: list[Point], axis: str) -> None:
             point.name, (here, mean(values)), xytext=(5, 4), textcoords="offset points", fontsize=7
         )
     front = best(found, axis)
-    line = sorted((p.times[axis], mean(p.group.values.values())) for p in found if p.name in front)
+    line = sorted((point.times[axis], mean(point.group.values.values())) for point in front)
     panel.plot(*zip(*line, strict=True), color="0.6", linewidth=1, zorder=0)
     if not TASKS[found[0].group.run.task].higher_is_better:
         panel.invert_yaxis()

@@ -22,8 +22,8 @@ BASELINE = ("Unstructured()", "rigl", "identity")
 # Settings that a run need not have, and how a table calls them.
 VARIED = {
     "delta_t": "delta_t", "drop_fraction": "drop", "distribution": "", "harden_at": "hardened at",
-    "layers": "sparse", "permuted": "permuted", "soft_weight": "penalty",
-    "soft_rate": "matrices' rate",
+    "permuted": "permuted", "soft_weight": "penalty", "soft_rate": "matrices' rate",
+    "compiled": "compiled",
 }  # fmt: skip
 
 
@@ -77,15 +77,17 @@ def difference(one: Group, other: Group) -> tuple[float, float] | None:
 
 
 def closed(group: Group, without: Group, baseline: Group) -> float | None:
-    """The share of the distance from `without` to the baseline that the group has covered.
+    """The share of the distance from `without` to the baseline that the group has covered, over the
+    seeds that all three have.
 
     None where the two ends are not apart by more than the interval of their difference.
     """
     apart = difference(baseline, without)
     if apart is None or abs(apart[0]) <= apart[1]:
         return None
-    gained = mean(group.values.values()) - mean(without.values.values())
-    return gained / apart[0]
+    seeds = group.values.keys() & without.values.keys() & baseline.values.keys()
+    own, low, high = (mean(g.values[s] for s in seeds) for g in (group, without, baseline))
+    return (own - low) / (high - low)
 
 
 def text(path: Path) -> str:
@@ -97,7 +99,7 @@ def text(path: Path) -> str:
     return "\n\n".join(tables)
 
 
-Place = tuple[str, float, int, int]  # task, sparsity, size, steps
+Place = tuple[str, float, int, int, str]  # task, sparsity, size, steps, sparse layers
 
 
 def _by_place(found: list[Group]) -> dict[Place, list[Group]]:
@@ -108,15 +110,15 @@ def _by_place(found: list[Group]) -> dict[Place, list[Group]]:
             places[_place(group.run)].append(group)
     for group in found:
         if group.run.structure == DENSE:
-            task, _, *size = _place(group.run)
+            task, _, *size, _ = _place(group.run)
             for place, members in places.items():
-                if (place[0], *place[2:]) == (task, *size):
+                if (place[0], *place[2:4]) == (task, *size):
                     members.insert(0, group)
     return places
 
 
 def _place(run: Run) -> Place:
-    return run.task, run.sparsity, run.size, run.steps
+    return run.task, run.sparsity, run.size, run.steps, run.layers
 
 
 def _variant(run: Run) -> str:
@@ -128,7 +130,7 @@ def _variant(run: Run) -> str:
 
 
 def _table(place: Place, found: list[Group]) -> str:
-    task, sparsity, size, steps = place
+    task, sparsity, size, steps, layers = place
     counts = Counter(group.kind for group in found)
     # Of several learning rates none is the one to compare with.
     single = {group.kind: group for group in found if counts[group.kind] == 1}
@@ -148,7 +150,8 @@ def _table(place: Place, found: list[Group]) -> str:
     better = "higher" if TASKS[task].higher_is_better else "lower"
     metric = TASKS[task].metric
     return render(
-        f"{task}, {sparsity:.0%} sparse: {metric} ({better} is better); size {size}, {steps} steps",
+        f"{task}, {sparsity:.0%} sparse: {metric} ({better} is better); size {size}, {steps} steps"
+        + ("" if layers == "*" else f", only {layers}"),
         ["structure", "method", "permutation", "settings", "rate", "seeds", metric,
          "less RigL's (95 %)", "less identity's (95 %)", "gap to RigL closed"],
         rows,

@@ -32,6 +32,7 @@ from benchmarks.timing import Ratio, Timing, interleaved
 
 # A round of steps is `delta_t` of them: seconds.
 STEP_ROUNDS, LATENCY_ROUNDS = 6, 20
+ENDLESS = 10**6
 
 
 def kinds(found: Sequence[Run]) -> list[Run]:
@@ -43,10 +44,12 @@ def kinds(found: Sequence[Run]) -> list[Run]:
 def measure(run: Run) -> dict[str, Any]:
     """The row of a run: medians, and dense time by its own with quartiles over rounds."""
     dense = replace(run, structure=DENSE, permutation="", method="", sparsity=0.0)
-    cpu = torch.device("cpu")
-    contestants = {"dense": Training.of(dense, cpu), "own": Training.of(run, cpu)}
-    steps = interleaved({name: _steps(t) for name, t in contestants.items()}, STEP_ROUNDS)
-    calls = {name: _inference(t) for name, t in contestants.items()}
+    # As at a training's start: largest updates, and soft matrices not yet hardened.
+    started = {"dense": dense, "own": replace(run, steps=ENDLESS)}
+    steps = interleaved({name: _steps(_training(r)) for name, r in started.items()}, STEP_ROUNDS)
+    # A hardened permutation is one by index.
+    plain = replace(run, permutation="random") if run.permutation == "soft" else run
+    calls = {name: _inference(_training(r)) for name, r in (("dense", dense), ("own", plain))}
     latency = interleaved(calls, LATENCY_ROUNDS)
     return {
         **asdict(run),
@@ -54,6 +57,10 @@ def measure(run: Run) -> dict[str, Any]:
         **_columns("latency", latency, 1),
         **describe(),
     }
+
+
+def _training(run: Run) -> Training:
+    return Training.of(run, torch.device("cpu"))
 
 
 def _steps(training: Training) -> Callable[[], None]:

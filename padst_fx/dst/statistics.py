@@ -27,7 +27,7 @@ class PermutationUpdate:
 
     `considered` positions were looked at and `moved` of them read another feature than before;
     `change_rate` is `moved` over all positions, `distance` the share of positions that do not
-    read the feature of their own number, 0 for the identity.
+    read the feature of their own number: 0 for the identity, nearly 1 for a shuffle.
     """
 
     name: str

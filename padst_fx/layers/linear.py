@@ -151,9 +151,9 @@ class SparseLinear(nn.Module):
         """A sparse layer in place of a dense one (`nn.Linear` or Hugging Face's `Conv1D`).
 
         `init="magnitude"` keeps the strongest units of the weight, `"random"` draws units and
-        values afresh. `perm` `[in]` is what a "learned" permutation starts from; if not given, a
-        shuffle, and the identity before a kept weight. `norms` are those of `load_dense`. The bias
-        is kept either way, with device, dtype, training mode and `requires_grad`.
+        values afresh. `perm` `[in]` is what a "learned" permutation starts from; if not given, it
+        is the identity with `init="magnitude"`, else a shuffle. `norms` are those of `load_dense`.
+        The bias is kept either way, with device, dtype, training mode and `requires_grad`.
         """
         if init not in ("magnitude", "random"):
             raise ValueError(f"unknown init {init!r}; valid: 'magnitude', 'random'")

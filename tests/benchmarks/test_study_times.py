@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.study import pareto, results, times
+from benchmarks.study.report import Group
 from benchmarks.study.runs import Run
 
 RUN = Run("text", "Block(4)", "learned", "rigl", 0.9, 3, 12, 1e-2, 32, delta_t=2)
@@ -20,16 +21,25 @@ def test_seeds_steps_and_rates_take_no_other_time():
     assert [(run.permutation, run.seed) for run in found] == [("learned", 0), ("soft", 0)]
 
 
-def test_a_kind_is_timed_in_turn_with_dense_and_only_once(tmp_path, monkeypatch):
+def test_names_tell_methods_and_settings_apart():
+    other = replace(RUN, method="set", permutation="identity", drop_fraction=0.1)
+    names = [pareto.Point(Group(run, {0: 1.0}), {}, {}).name for run in (RUN, other, DENSE)]
+    set_name = "Block(4) set 90% delta_t 2, drop 0.1"
+    assert names == ["Block(4) learned 90% delta_t 2", set_name, "dense"]
+
+
+@pytest.mark.parametrize("permutation", ["learned", "soft"])
+def test_a_kind_is_timed_in_turn_with_dense_and_only_once(tmp_path, monkeypatch, permutation):
     monkeypatch.setattr(times, "STEP_ROUNDS", 2)
-    row = times.measure(replace(RUN, task="teacher", structure="Diag()"))
+    run = replace(RUN, task="teacher", structure="Diag()", permutation=permutation)
+    row = times.measure(run)
     for axis in pareto.AXES:
         dense, own = row[f"dense_{axis}_ms"], row[f"{axis}_ms"]
         assert row[f"{axis}_ratio"] == pytest.approx(dense / own, rel=0.05)
         assert row[f"{axis}_ratio_low"] <= row[f"{axis}_ratio_high"]
     path = tmp_path / "grid_times.csv"
     results.add(path, row)
-    times.measure_all([replace(RUN, task="teacher", structure="Diag()")], path)
+    times.measure_all([run], path)
     assert len(results.read(path)) == 1
 
 
@@ -54,10 +64,12 @@ def test_what_none_beats_is_marked(tmp_path):
     )  # fmt: skip
     found = pareto.points(path)
     assert [point.name for point in found] == [
-        "dense", "fast learned 90%", "worse learned 90%", "fastest learned 90%",
+        "dense", "fast learned 90% delta_t 2", "worse learned 90% delta_t 2",
+        "fastest learned 90% delta_t 2",
     ]  # fmt: skip
     assert found[1].times == {"step": 0.5, "latency": 0.5}
-    assert pareto.best(found, "step") == {"dense", "fast learned 90%", "fastest learned 90%"}
+    best = [point.name for point in pareto.best(found, "step")]
+    assert [name.split()[0] for name in best] == ["dense", "fast", "fastest"]
     shown = pareto.text(path)
     assert "0.50 (0.50-0.50)*" in shown and "0.67 (0.67-0.67) " in shown
     assert pareto.draw(path).exists()
