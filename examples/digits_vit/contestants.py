@@ -40,7 +40,10 @@ def build(name: str) -> Contestant:
     model = VisionTransformer()
     names = [n for n, m in model.blocks.named_modules() if isinstance(m, nn.Linear)]
     if structure is not None:
-        padst_fx.sparsify(model, structure, SPARSITY, include="blocks.*", init="random")
+        # Structures alone are compared here: no permutations.
+        padst_fx.sparsify(
+            model, structure, SPARSITY, permutation="identity", include="blocks.*", init="random"
+        )
     projections = {n: model.blocks.get_submodule(n) for n in names}
     compiled = torch.compile(model, backend="padst", fullgraph=True)
     return Contestant(name, model, compiled, projections)
