@@ -80,10 +80,11 @@ def closed(group: Group, without: Group, baseline: Group) -> float | None:
     """The share of the distance from `without` to the baseline that the group has covered, over the
     seeds that all three have.
 
-    None where the two ends are not apart by more than the interval of their difference.
+    None where the baseline is not better by more than the interval of the difference.
     """
     apart = difference(baseline, without)
-    if apart is None or abs(apart[0]) <= apart[1]:
+    sign = 1 if TASKS[baseline.run.task].higher_is_better else -1
+    if apart is None or sign * apart[0] <= apart[1]:
         return None
     seeds = group.values.keys() & without.values.keys() & baseline.values.keys()
     own, low, high = (mean(g.values[s] for s in seeds) for g in (group, without, baseline))

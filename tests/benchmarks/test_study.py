@@ -92,10 +92,17 @@ def test_differences_are_paired_by_seed():
 
 
 def test_the_share_of_a_gap_and_no_gap():
-    low, high = group("d", "identity", [0.5, 0.52, 0.51]), group("u", "identity", [0.9, 0.91, 0.92])
+    bad, good = group("d", "identity", [0.9, 0.91, 0.92]), group("u", "identity", [0.5, 0.52, 0.51])
     between = group("d", "learned", [0.7, 0.72, 0.71])
-    assert closed(between, low, high) == pytest.approx(0.5)
-    assert closed(between, low, group("u", "identity", [0.5, 0.53, 0.51])) is None
+    assert closed(between, bad, good) == pytest.approx(0.5)
+    assert closed(between, bad, group("u", "identity", [0.9, 0.92, 0.91])) is None
+    # Nor is there one where the baseline is the worse one.
+    assert closed(between, good, bad) is None
+
+
+def test_the_share_is_of_the_seeds_that_all_have():
+    bad, good = group("d", "identity", [0.9, 0.9, 0.8]), group("u", "identity", [0.5, 0.5, 0.35])
+    assert closed(group("d", "soft", [0.7, 0.7]), bad, good) == pytest.approx(0.5)
 
 
 def test_a_report_is_made_from_the_file_alone(tmp_path):
