@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.machine import describe
 from benchmarks.table import Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -28,14 +31,17 @@ def write(name: str, rows: Sequence[dict[str, Any]], folder: Path = RESULTS) -> 
 def write_table(table: Table, folder: Path = RESULTS) -> list[Path]:
     """The table's CSV file and, where matplotlib is there, its picture; returns the paths."""
     paths = [write(table.name, table.rows, folder)]
+    if table.draw is not None and (picture := save(table.draw, folder / f"{table.name}.png")):
+        paths.append(picture)
+    return paths
+
+
+def save(draw: Callable[[], Figure], path: Path) -> Path | None:
+    """Save what `draw` makes; returns the path, None where matplotlib is not installed."""
     try:
         import matplotlib
     except ModuleNotFoundError:
-        return paths
-    if table.draw is not None:
-        matplotlib.use("Agg")
-        path = folder / f"{table.name}.png"
-        figure = table.draw()
-        figure.savefig(path, dpi=110)
-        paths.append(path)
-    return paths
+        return None
+    matplotlib.use("Agg")
+    draw().savefig(path, dpi=110)
+    return path

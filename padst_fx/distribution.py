@@ -20,9 +20,7 @@ def check_distribution(distribution: Distribution) -> Distribution:
     Raises `TypeError` for a mapping with a key that is no string.
     """
     if isinstance(distribution, Mapping):
-        for key in distribution:
-            if not isinstance(key, str):
-                raise TypeError(f"distribution must map names or globs, got the key {key!r}")
+        selection.check_keys("distribution", distribution)
         return distribution
     if callable(distribution) or distribution in DISTRIBUTIONS:
         return distribution

@@ -2,27 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
 PERMUTATIONS = ("identity", "random", "learned", "soft")
-Permutation = str | Mapping[str, str]
-
-
-def check_permutations(permutation: Permutation) -> Permutation:
-    """A kind, or a mapping to kinds, itself.
-
-    Raises `ValueError` for an unknown kind, `TypeError` for a key of a mapping that is no string.
-    """
-    if not isinstance(permutation, Mapping):
-        return check_permutation(permutation)
-    for key, kind in permutation.items():
-        if not isinstance(key, str):
-            raise TypeError(f"permutation must map names or globs, got the key {key!r}")
-        check_permutation(kind)
-    return permutation
 
 
 def check_permutation(kind: str) -> str:

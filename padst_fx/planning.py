@@ -16,7 +16,7 @@ from padst_fx.initialization import check_init, looks_fresh, magnitudes
 from padst_fx.layers.attention import PROJECTIONS
 from padst_fx.layers.dense import DenseForm
 from padst_fx.layers.linear import SparseLinear
-from padst_fx.permutation import Permutation, check_permutations
+from padst_fx.permutation import check_permutation
 from padst_fx.permutation_search import Calibration, Retained, input_norms, search
 from padst_fx.projections import Projection, find_projections
 from padst_fx.structures import NM, Pattern, Structure, StructureError, parse_structure
@@ -24,8 +24,9 @@ from padst_fx.structures.base import check_sparsity
 from padst_fx.tables import render
 
 COLUMNS = ("name", "role", "shape", "structure", "sparsity", "start")
-PERMUTATION_COLUMN = "permutation"
+PERMUTATION_COLUMNS = ("permutation",)
 RETAINED_COLUMNS = ("kept without permutation", "kept")
+Permutation = str | Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,10 @@ class PlanEntry:
     norms: Tensor | None = field(default=None, repr=False, compare=False)
     perm: Tensor | None = field(default=None, repr=False, compare=False)
     retained: Retained | None = None
+
+
+# Columns of the printed plan, and an entry's cells under them.
+Part = tuple[tuple[str, ...], Callable[[PlanEntry], tuple[str, ...]]]
 
 
 @dataclass(frozen=True)
@@ -81,20 +86,13 @@ class Plan:
         return len(self.entries)
 
     def __str__(self) -> str:
-        rows = [_row(entry) for entry in self.entries]
-        columns: tuple[str, ...] = COLUMNS
+        parts: list[Part] = [(COLUMNS, _row)]
         if len(self.permutations) > 1:
-            columns = (*columns, PERMUTATION_COLUMN)
-            rows = [
-                (*row, entry.permutation if entry.pattern else "")
-                for row, entry in zip(rows, self.entries, strict=True)
-            ]
+            parts.append((PERMUTATION_COLUMNS, _permutation_cells))
         if any(entry.retained for entry in self.entries):
-            columns = (*columns, *RETAINED_COLUMNS)
-            rows = [
-                (*row, *_retained_cells(entry))
-                for row, entry in zip(rows, self.entries, strict=True)
-            ]
+            parts.append((RETAINED_COLUMNS, _retained_cells))
+        columns = [name for names, _ in parts for name in names]
+        rows = [[cell for _, cells in parts for cell in cells(entry)] for entry in self.entries]
         title = (
             f"{len(self.replaced)} of {len(self)} projections become sparse "
             f"({self.sparsity:.2%} of their weights are dropped, "
@@ -109,6 +107,10 @@ def _row(entry: PlanEntry) -> tuple[str, ...]:
     if entry.pattern is None:
         return (*named, "dense", "", entry.reason or "")
     return (*named, str(entry.pattern.structure), f"{entry.pattern.sparsity:.4f}", entry.init or "")
+
+
+def _permutation_cells(entry: PlanEntry) -> tuple[str, ...]:
+    return (entry.permutation if entry.pattern else "",)
 
 
 def _retained_cells(entry: PlanEntry) -> tuple[str, ...]:
@@ -167,8 +169,7 @@ def plan(
     wanted = parse_structure(structure)
     distributions.check_distribution(distribution)
     sparsity = _default_sparsity(wanted, sparsity, distribution)
-    if permutation is not None:
-        check_permutations(permutation)
+    _check_kinds(permutation)
     check_init(init)
     selectors = {
         "include": selection.normalise("include", include),
@@ -205,25 +206,40 @@ def plan(
 def _permuted(
     entries: list[PlanEntry], permutation: Permutation | None, among: list[selection.Target]
 ) -> list[PlanEntry]:
-    """The entries with the kind of permutation that each one gets."""
-    if permutation is None:
-        return [replace(entry, permutation=_usual_permutation(entry)) for entry in entries]
-    if not isinstance(permutation, Mapping):
-        return [replace(entry, permutation=permutation) for entry in entries]
-    keys = selection.choose_keys("permutation", permutation, among)
-    found = [selection.key_for(keys, entry.projection) for entry in entries]
+    """The entries, those that become sparse with the kind of permutation that they get."""
+    keys: tuple[selection.Choice, ...] = ()
+    if isinstance(permutation, Mapping):
+        keys = selection.choose_keys("permutation", permutation, among)
     return [
-        entry if key is None else replace(entry, permutation=permutation[key])
-        for entry, key in zip(entries, found, strict=True)
+        replace(entry, permutation=_kind(entry, entry.pattern, permutation, keys))
+        if entry.pattern
+        else entry
+        for entry in entries
     ]
 
 
-def _usual_permutation(entry: PlanEntry) -> str:
-    """The structure's own before fresh weights. Before kept ones a learned permutation is searched
-    for, which can take minutes: only if asked for."""
-    if entry.pattern is None or entry.init != "random":
-        return "identity"
-    return entry.pattern.structure.usual_permutation
+def _kind(
+    entry: PlanEntry,
+    pattern: Pattern,
+    permutation: Permutation | None,
+    keys: tuple[selection.Choice, ...],
+) -> str:
+    if permutation is None:
+        # Before kept weights it would be searched for, which can take minutes: only if asked for.
+        return pattern.structure.usual_permutation if entry.init == "random" else "identity"
+    if isinstance(permutation, Mapping):
+        key = selection.key_for(keys, entry.projection)
+        return "identity" if key is None else permutation[key]
+    return permutation
+
+
+def _check_kinds(permutation: Permutation | None) -> None:
+    if isinstance(permutation, Mapping):
+        selection.check_keys("permutation", permutation)
+        for kind in permutation.values():
+            check_permutation(kind)
+    elif permutation is not None:
+        check_permutation(permutation)
 
 
 def _calibrated(

@@ -106,6 +106,13 @@ def _choose(argument: str, selector: Selector, among: Sequence[Target]) -> Choic
     )
 
 
+def check_keys(argument: str, mapping: Iterable[object]) -> None:
+    """Raise `TypeError` for a key of a mapping that is neither a name nor a glob."""
+    for key in mapping:
+        if not isinstance(key, str):
+            raise TypeError(f"{argument} must map names or globs, got the key {key!r}")
+
+
 def choose_keys(
     argument: str, mapping: Iterable[str], among: Sequence[Target]
 ) -> tuple[Choice, ...]:

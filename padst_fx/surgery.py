@@ -11,9 +11,8 @@ from padst_fx.distribution import Distribution
 from padst_fx.layers.attention import MultiheadAttention
 from padst_fx.layers.fast_path import bar_fast_paths
 from padst_fx.layers.linear import SparseLinear
-from padst_fx.permutation import Permutation
 from padst_fx.permutation_search import Calibration
-from padst_fx.planning import Plan, PlanEntry, plan
+from padst_fx.planning import Permutation, Plan, PlanEntry, plan
 from padst_fx.structures import Structure
 
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from benchmarks import results_file
 from benchmarks.study import results
 from benchmarks.study.report import Group, groups
-from benchmarks.study.runs import DENSE, Run
+from benchmarks.study.runs import DENSE
 from benchmarks.study.tasks import TASKS
 from padst_fx.tables import render
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 AXES = {
     "step": "training step, time of dense",
@@ -38,11 +43,6 @@ class Point:
         return " ".join(word for word in words if word not in ("rigl", "identity", ""))
 
 
-def kind(run: Run) -> str:
-    """What runs have in common that take equal time."""
-    return replace(run, seed=0, steps=0, learning_rate=0.0).key
-
-
 def times_path(path: Path) -> Path:
     """Where the times of a result file are."""
     return path.with_name(f"{path.stem}_times.csv")
@@ -50,8 +50,9 @@ def times_path(path: Path) -> Path:
 
 def points(path: Path) -> list[Point]:
     """All kinds of a result file that were timed, and the dense ones of their sizes."""
-    timed = {kind(results.run_of(row)): row for row in results.read(times_path(path))}
-    sizes = {(run.task, run.size) for run in map(results.run_of, results.read(times_path(path)))}
+    rows = results.read(times_path(path))
+    timed = {results.run_of(row).timed_as: row for row in rows}
+    sizes = {(run.task, run.size) for run in map(results.run_of, rows)}
     return list(_points(groups(results.read(path)), timed, sizes))
 
 
@@ -62,7 +63,7 @@ def _points(
         if group.run.structure == DENSE:
             if (group.run.task, group.run.size) in sizes:
                 yield Point(group, dict.fromkeys(AXES, 1.0), dict.fromkeys(AXES, (1.0, 1.0)))
-        elif (row := timed.get(kind(group.run))) is not None:
+        elif (row := timed.get(group.run.timed_as)) is not None:
             yield Point(
                 group,
                 {axis: 1 / float(row[f"{axis}_ratio"]) for axis in AXES},
@@ -118,16 +119,14 @@ def draw(path: Path) -> Path | None:
 
     Returns the picture's path, None without times or where matplotlib is not installed.
     """
-    try:
-        import matplotlib
-    except ModuleNotFoundError:
+    if not (found := points(path)):
         return None
-    matplotlib.use("Agg")
+    return results_file.save(partial(_figure, found), path.with_name(f"{path.stem}_pareto.png"))
+
+
+def _figure(found: list[Point]) -> Figure:
     import matplotlib.pyplot as plt
 
-    found = points(path)
-    if not found:
-        return None
     tasks = list(dict.fromkeys(point.group.run.task for point in found))
     figure, axes = plt.subplots(
         len(tasks), len(AXES), figsize=(10, 4.2 * len(tasks)), squeeze=False, layout="constrained"
@@ -138,8 +137,7 @@ def draw(path: Path) -> Path | None:
             _panel(panel, own, axis)
             panel.set_ylabel(f"{task}: {TASKS[task].metric}")
             panel.set_xlabel(AXES[axis])
-    figure.savefig(picture := path.with_name(f"{path.stem}_pareto.png"), dpi=120)
-    return picture
+    return figure
 
 
 def _panel(panel: Any, found: list[Point], axis: str) -> None:

@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from benchmarks import results_file
 from benchmarks.study import results
 from benchmarks.study.results import Row
 from benchmarks.study.runs import DENSE, Run
 from benchmarks.study.tasks import TASKS
 from padst_fx.tables import render
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Kind = tuple[str, str, str, str]  # structure, method, permutation, other settings than usual
 
@@ -182,11 +187,10 @@ def draw(path: Path) -> Path | None:
 
     Returns the picture's path, None where matplotlib is not installed.
     """
-    try:
-        import matplotlib
-    except ModuleNotFoundError:
-        return None
-    matplotlib.use("Agg")
+    return results_file.save(partial(_figure, path), path.with_suffix(".png"))
+
+
+def _figure(path: Path) -> Figure:
     import matplotlib.pyplot as plt
 
     found = groups(results.read(path))
@@ -199,8 +203,7 @@ def draw(path: Path) -> Path | None:
         panel.set_title(task, fontsize=10)
         panel.set_ylabel(TASKS[task].metric)
         panel.set_xlabel("sparsity")
-    figure.savefig(path.with_suffix(".png"), dpi=110)
-    return path.with_suffix(".png")
+    return figure
 
 
 def _panel(panel: Any, found: list[Group]) -> None:

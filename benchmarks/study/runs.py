@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,11 @@ class Run:
     def key(self) -> str:
         """What tells this run from all others."""
         return json.dumps(asdict(self))
+
+    @property
+    def timed_as(self) -> str:
+        """What runs have in common that take equal time."""
+        return replace(self, seed=0, steps=0, learning_rate=0.0).key
 
     @property
     def name(self) -> str:

@@ -37,7 +37,7 @@ ENDLESS = 10**6
 
 def kinds(found: Sequence[Run]) -> list[Run]:
     """The sparse runs of a grid that take different time, each once, with seed 0."""
-    alike = {pareto.kind(run): run for run in found}
+    alike = {run.timed_as: run for run in found}
     return [replace(run, seed=0) for run in alike.values() if run.structure != DENSE]
 
 
@@ -111,10 +111,10 @@ def main() -> None:
 
 def measure_all(found: Sequence[Run], path: Path) -> None:
     """Add a row for each kind that has none."""
-    done = {pareto.kind(results.run_of(row)) for row in results.read(path)}
+    done = {results.run_of(row).timed_as for row in results.read(path)}
     context = multiprocessing.get_context("spawn")
     for run in found:
-        if pareto.kind(run) not in done:
+        if run.timed_as not in done:
             with ProcessPoolExecutor(1, context) as pool:
                 results.add(path, pool.submit(measure, run).result())
             print(run.name)
