@@ -67,7 +67,8 @@ sanitize: $(STAMP)  ## the C++ kernels under the thread, address and undefined-b
 	build/memory_check
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 PADST_FX_CXXFLAGS="-fsanitize=address,undefined -O1 -g" \
-		PADST_FX_CACHE=build/sanitized $(BIN)/python -m pytest tests/kernels -k "native and not isa and not build"
+		PADST_FX_CACHE=build/sanitized $(BIN)/python -m pytest tests/kernels tests/ops/test_native_ops.py \
+		-k "native and not isa and not build"
 
 clean:  ## remove the environment and everything built
 	rm -rf $(VENV) build *.egg-info

@@ -17,6 +17,7 @@ from torch._inductor import config as inductor
 
 from benchmarks import (
     aoti,
+    call_cost,
     cold_start,
     cost_records,
     frozen,
@@ -24,6 +25,7 @@ from benchmarks import (
     machine,
     memory,
     models,
+    onnx_diagonals,
     onnx_runtime,
     permutation_accuracy,
     permutation_cost,
@@ -41,9 +43,11 @@ from benchmarks.table import Table
 TABLES: dict[str, Callable[[Settings], Table]] = {
     "kernels": kernels.run,
     "kernels-bf16": kernels.run_bfloat16,
+    "call-cost": call_cost.run,
     "models": models.run,
     "frozen": frozen.run,
     "onnx": onnx_runtime.run,
+    "onnx-diagonals": onnx_diagonals.run,
     "aoti": aoti.run,
     "training": training.run,
     "updates": updates.run,
@@ -56,7 +60,12 @@ TABLES: dict[str, Callable[[Settings], Table]] = {
     "shared-reads": shared_reads.run,
 }
 # Of tables that measure other structures than most do.
-OWN_STRUCTURES: dict[str, Collection[str]] = {"onnx": onnx_runtime.STRUCTURES}
+OWN_STRUCTURES: dict[str, Collection[str]] = {
+    "onnx": onnx_runtime.STRUCTURES,
+    "call-cost": call_cost.STRUCTURES,
+}
+# What the cost model of the package can be told.
+RECORDED = ("kernels", "kernels-bf16")
 PARTIAL_FOLDER = Path("build/benchmarks")
 QUICK_ROUNDS, ROUNDS = 5, 20
 
@@ -92,8 +101,8 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
         _check_names(parser, "structure", found.only, OWN_STRUCTURES.get(table, STRUCTURES))
     if found.rounds is not None and found.rounds < 1:
         parser.error(f"--rounds must be at least 1, got {found.rounds}")
-    if found.record_costs and (found.quick or "kernels" not in (found.tables or TABLES)):
-        parser.error("--record-costs needs the whole table kernels, without --quick")
+    if found.record_costs and (found.quick or not set(RECORDED) & set(found.tables or TABLES)):
+        parser.error(f"--record-costs needs {' or '.join(RECORDED)}, without --quick")
     return found
 
 
@@ -125,7 +134,7 @@ def main() -> int:
             print(f"written to {path}")
         print(f"took {time.perf_counter() - start:.0f} s", flush=True)
         wrong += table.wrong
-        if asked.record_costs and name == "kernels":
+        if asked.record_costs and name in RECORDED:
             print(f"costs written to {', '.join(map(str, cost_records.write(table.rows)))}")
     if wrong:
         print(f"\n{wrong} results were wrong; they have no speed", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The kernels' table as records of the package's cost model."""
+"""The kernels' tables as records of the package's cost model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def records(rows: Sequence[Row]) -> list[Record]:
                     device=device.name,
                     kernels=device.kernels,
                     threads=device.threads,
-                    dtype="float32",
+                    dtype=row.get("dtype", "float32"),
                     structure=work.structure,
                     out_features=work.out_features,
                     in_features=work.in_features,

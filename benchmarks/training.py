@@ -1,15 +1,15 @@
 """Training steps of a ViT-B/16: forward, backward and AdamW, 90 % sparse, fp32.
 
-The model and its loss are compiled, the optimizer is torch's fused AdamW. Every contestant starts
-from the weights it has, on the same images, and is checked against a dense model that computes
-the same: the loss and every gradient.
+The model and its loss are compiled, and for comparison eager, the optimizer is torch's fused
+AdamW. Every contestant starts from the weights it has, on the same images, and is checked against a
+dense model that computes the same: the loss and every gradient.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -48,6 +48,11 @@ class Trainer:
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
         loss = compiled(partial(_loss, model), backend)
         return cls(model, optimizer, loss, images, labels)
+
+    @property
+    def eager(self) -> Trainer:
+        """The same model and optimizer, uncompiled."""
+        return replace(self, loss=partial(_loss, self.model))
 
     def step(self) -> None:
         """One whole training step."""
@@ -131,8 +136,10 @@ def run(settings: Settings) -> Table:
     """Measure a training step of every structure."""
     names = settings.choose(MODELS, QUICK_MODELS)
     entries = [
-        Contestant(label, "compiled", trainer.step, trainer.error, {"permutation": permutation})
+        Contestant(label, mode, each.step, each.error, {"permutation": permutation})
         for label, permutation, trainer in trainers(settings, names)
+        for mode, each in {"compiled": trainer, "eager": trainer.eager}.items()
+        if mode == "compiled" or permutation in ("", "identity")
     ]
     batch = QUICK_BATCH if settings.quick else BATCH
     layers = f" (layers: {settings.layers})" if settings.quick else ""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from padst_fx.checkpoint_file import CheckpointError
 from padst_fx.compiled import plain_name
 from padst_fx.dst.manager import DST, unwrapped
+from padst_fx.folder_seal import check_seal, is_sealed, seal
 from padst_fx.layers.linear import SparseLinear
 
 
@@ -26,11 +27,15 @@ def save_sharded(
 
     `model` may be wrapped in `DistributedDataParallel`, sharded by `fully_shard`, both or neither,
     and may be compiled. Call it after `dst.step()`. Raises `RuntimeError` on every rank if units or
-    permutations differ between ranks, and `ValueError` between a scoring backward and `dst.step()`,
-    when each rank has scores of its own. The checkpoint is complete once `path/.metadata` is there.
+    permutations differ between ranks, `ValueError` between a scoring backward and `dst.step()`,
+    when each rank has scores of its own, and `FileExistsError` where a complete checkpoint is: it
+    is complete once `path/padst_fx.json`, with the checksum of every file, is there.
     """
     from torch.distributed import checkpoint
 
+    folder = Path(path)
+    if is_sealed(folder):
+        raise FileExistsError(f"{folder} is a complete checkpoint: save into another folder")
     dst.check_alike()
     if names := dst.collected():
         raise ValueError(
@@ -38,7 +43,8 @@ def save_sharded(
         )
     with dst.unheard():
         state = _training_state(model, optimizer)
-    checkpoint.save({**state, "dst": _packed(dst.state_dict())}, checkpoint_id=Path(path))
+    checkpoint.save({**state, "dst": _packed(dst.state_dict())}, checkpoint_id=folder)
+    seal(folder)
 
 
 def load_sharded(
@@ -49,15 +55,15 @@ def load_sharded(
     Model, optimizer and `dst` are made and wrapped as for a new training; the sparsified model has
     to have the structure that was saved. With as many ranks as before, going on is bit for bit the
     same as not having stopped. Raises `CheckpointError`, with nothing changed, for an incomplete
-    checkpoint, a damaged topology and tensors that do not fit, and `ValueError` for the state of
-    another method or of other patterns. Only load files you trust: `torch.distributed.checkpoint`
-    unpickles what is no tensor.
+    checkpoint, a file that does not match its checksum (before it is read), a damaged topology and
+    tensors that do not fit, and `ValueError` for the state of another method or of other patterns.
+    Only load files you trust: `torch.distributed.checkpoint` unpickles what is no tensor, and
+    checksums keep out accidents alone.
     """
     from torch.distributed import checkpoint
 
     folder = Path(path)
-    if not (folder / ".metadata").is_file():
-        raise CheckpointError(f"no complete checkpoint at {folder}: it has no .metadata")
+    check_seal(folder)
     saved = checkpoint.FileSystemReader(folder).read_metadata().state_dict_metadata
     packed: dict[str, Any] = {"dst": b""}
     if "dst" not in saved:

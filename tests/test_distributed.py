@@ -111,6 +111,12 @@ def test_what_was_cut_goes_on_bit_for_bit(folder):
         assert_same(kept(cut, f"end on {rank} of 2"), kept(whole, f"end on {rank} of 2"))
 
 
+def test_every_rank_refuses_a_checkpoint_that_is_damaged_anywhere(folder):
+    first, second = ((folder / f"refused by {rank}").read_text() for rank in range(2))
+    assert first == second
+    assert first.endswith("__1_0.distcp does not match its checksum")
+
+
 def test_four_ranks_go_on_from_two(folder, more):
     saved = kept(folder / "whole", "step 8 on 0 of 2")
     for rank in range(4):

@@ -5,6 +5,10 @@ On several ranks: `tests/test_distributed.py`.
 
 from __future__ import annotations
 
+import json
+import os
+import pickle
+
 import pytest
 from distributed_cases import Case, Training
 from same import assert_same
@@ -64,10 +68,56 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(trained, tmp_path):
         load(tmp_path / "there", other)
     with pytest.raises(CheckpointError, match=r"no complete checkpoint at .*nowhere"):
         load(tmp_path / "nowhere", other)
-    (tmp_path / "there" / ".metadata").unlink()
-    with pytest.raises(CheckpointError, match=r"no complete checkpoint.*no \.metadata"):
+    assert_same(other.everything(), before)
+
+
+def flip(path, bit):
+    content = bytearray(path.read_bytes())
+    content[bit // 8 % len(content)] ^= 1 << bit % 8
+    path.write_bytes(content)
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+DAMAGE = {
+    "a bit of the tensors": lambda f: flip(next(f.glob("*.distcp")), 12345),
+    "a bit of the metadata": lambda f: flip(f / ".metadata", 54321),
+    "a truncated file": lambda f: os.truncate(next(f.glob("*.distcp")), 100),
+    "a missing file": lambda f: next(f.glob("*.distcp")).unlink(),
+    "a missing seal": lambda f: (f / "padst_fx.json").unlink(),
+    "half a seal": lambda f: os.truncate(f / "padst_fx.json", 50),
+    "a seal of other things": lambda f: edit(f / "padst_fx.json", sha256=["x"]),
+    "a seal that leads elsewhere": lambda f: edit(f / "padst_fx.json", sha256={"../x": "y"}),
+    "another version": lambda f: edit(f / "padst_fx.json", version=2),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_what_is_damaged_is_refused_before_it_is_read(trained, tmp_path, monkeypatch, damage):
+    save(tmp_path / "there", trained)
+    DAMAGE[damage](tmp_path / "there")
+    other = Training(trained.case)
+    before = other.everything()
+    monkeypatch.setattr(pickle, "load", None)
+    with pytest.raises(CheckpointError, match=r"is damaged|no complete checkpoint|version 2"):
         load(tmp_path / "there", other)
     assert_same(other.everything(), before)
+
+
+def test_a_complete_checkpoint_is_not_written_over_and_a_broken_one_is(trained, tmp_path):
+    save(tmp_path / "there", trained)
+    with pytest.raises(FileExistsError, match="save into another folder"):
+        save(tmp_path / "there", trained)
+    other = Training(trained.case)
+    load(tmp_path / "there", other)
+    (tmp_path / "there" / "padst_fx.json").unlink()
+    trained.backward(4)
+    trained.step()
+    save(tmp_path / "there", trained)
+    load(tmp_path / "there", other)
+    assert_same(other.everything(), trained.everything())
 
 
 def test_a_damaged_topology_is_refused_and_changes_nothing(trained, tmp_path):

@@ -71,29 +71,39 @@ def difference(one: Group, other: Group) -> tuple[float, float] | None:
 
     Differences are paired by seed (Student's t). None for fewer than two seeds in common.
     """
-    from scipy.stats import t
-
     seeds = sorted(one.values.keys() & other.values.keys())
     if len(seeds) < 2:
         return None
     differences = [one.values[seed] - other.values[seed] for seed in seeds]
-    quantile = float(t.ppf((1 + CONFIDENCE) / 2, len(seeds) - 1))
-    return mean(differences), quantile * stdev(differences) / len(seeds) ** 0.5
+    return mean(differences), _half_interval(differences)
 
 
-def closed(group: Group, without: Group, baseline: Group) -> float | None:
+def _half_interval(numbers: list[float]) -> float:
+    from scipy.stats import t
+
+    if len(numbers) < 2:
+        return float("inf")
+    quantile = float(t.ppf((1 + CONFIDENCE) / 2, len(numbers) - 1))
+    return quantile * stdev(numbers) / len(numbers) ** 0.5
+
+
+def closed(group: Group, without: Group, baseline: Group) -> tuple[float, float] | None:
     """The share of the distance from `without` to the baseline that the group has covered, over the
-    seeds that all three have.
+    seeds that all three have, and half of its 95 % interval.
 
-    None where the baseline is not better by more than the interval of the difference.
+    The interval is that of what the share leaves unexplained of each seed, as if the distance were
+    known. None where the baseline is not better by more than the interval of the difference.
     """
     apart = difference(baseline, without)
     sign = 1 if TASKS[baseline.run.task].higher_is_better else -1
     if apart is None or sign * apart[0] <= apart[1]:
         return None
-    seeds = group.values.keys() & without.values.keys() & baseline.values.keys()
-    own, low, high = (mean(g.values[s] for s in seeds) for g in (group, without, baseline))
-    return (own - low) / (high - low)
+    seeds = sorted(group.values.keys() & without.values.keys() & baseline.values.keys())
+    covered = [group.values[seed] - without.values[seed] for seed in seeds]
+    distances = [baseline.values[seed] - without.values[seed] for seed in seeds]
+    share = mean(covered) / mean(distances)
+    left = [part - share * whole for part, whole in zip(covered, distances, strict=True)]
+    return share, _half_interval(left) / abs(mean(distances))
 
 
 def text(path: Path) -> str:
@@ -159,7 +169,7 @@ def _table(place: Place, found: list[Group]) -> str:
         f"{task}, {sparsity:.0%} sparse: {metric} ({better} is better); size {size}, {steps} steps"
         + ("" if layers == "*" else f", only {layers}"),
         ["structure", "method", "permutation", "settings", "rate", "seeds", metric,
-         "less RigL's (95 %)", "less identity's (95 %)", "gap to RigL closed"],
+         "less RigL's (95 %)", "less identity's (95 %)", "gap to RigL closed (95 %)"],
         rows,
     )  # fmt: skip
 
@@ -174,8 +184,11 @@ def _interval(group: Group, other: Group | None) -> str:
 def _share(group: Group, without: Group | None, baseline: Group | None) -> str:
     if without is None or baseline is None or group is without or group is baseline:
         return ""
-    share = closed(group, without, baseline)
-    return "no gap" if share is None else f"{share:.0%}"
+    found = closed(group, without, baseline)
+    if found is None:
+        return "no gap"
+    share, half = found
+    return f"{share:.0%}" if half == float("inf") else f"{share:.0%} ± {100 * half:.0f}"
 
 
 def _number(value: float) -> str:

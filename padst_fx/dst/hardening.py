@@ -124,7 +124,7 @@ class Hardening:
         if step % self.schedule.delta_t or not soft:
             return None
         names = [name for name, _, _ in soft]
-        penalties = self._penalties([matrix for _, _, matrix in soft])
+        penalties, distances = self._measured([matrix for _, _, matrix in soft])
         chosen = self._choose(step, names, penalties)
         hardened = [(n, layer, m) for (n, layer, m), take in zip(soft, chosen, strict=True) if take]
         # All of them before any layer is changed: an assignment can fail.
@@ -141,15 +141,24 @@ class Hardening:
             self.events += 1
             self.recompilations += graphs
             log.info("step %d: hardened %s; event %d", step, ", ".join(done), self.events)
-        by_name = dict(zip(names, penalties, strict=True))
-        return SoftUpdate(by_name, done, self.events, self.recompilations, self.put_off)
+        return SoftUpdate(
+            dict(zip(names, penalties, strict=True)),
+            dict(zip(names, distances, strict=True)),
+            done,
+            self.events,
+            self.recompilations,
+            self.put_off,
+        )
 
-    def _penalties(self, matrices: list[nn.Parameter]) -> list[float]:
-        """Penalty per row and column of each matrix, the same on every rank."""
-        penalties = torch.stack([_per_line(matrix).double() for matrix in matrices])
+    def _measured(self, matrices: list[nn.Parameter]) -> tuple[list[float], list[float]]:
+        """Penalty per row and column of each matrix, and its share off the diagonal: the same on
+        every rank."""
+        found = [(_per_line(matrix), 1 - matrix.diagonal().mean()) for matrix in matrices]
+        measured = torch.stack([torch.stack(pair).double() for pair in found], dim=1)
         if agreement.world_size(self.group) > 1:
-            dist.broadcast(penalties, group=self.group, group_src=0)
-        return penalties.tolist()
+            dist.broadcast(measured, group=self.group, group_src=0)
+        penalties, distances = measured.tolist()
+        return penalties, distances
 
     def _choose(
         self, step: int, names: Sequence[str], penalties: Sequence[float]

@@ -42,13 +42,15 @@ class SoftUpdate:
     """What an update found of the soft permutations.
 
     `penalties`: of each layer that was soft before it, per row and column (0 on a permutation);
-    `hardened` names those hardened by it; `events` counts the updates so far that hardened
-    layers, `recompilations` how often at most these had a compiled model compiled anew (each once
-    for every graph that later steps use), `put_off` the layers so far that could not be hardened
-    for entries not finite.
+    `distances`: of the same layers, the share of the matrix off its diagonal, 0 for the identity,
+    nearly 1 for a shuffle; `hardened` names those hardened by it; `events` counts the updates so
+    far that hardened layers, `recompilations` how often at most these had a compiled model compiled
+    anew (each once for every graph that later steps use), `put_off` the layers so far that could
+    not be hardened for entries not finite.
     """
 
     penalties: dict[str, float]
+    distances: dict[str, float]
     hardened: tuple[str, ...]
     events: int
     recompilations: int

@@ -135,6 +135,7 @@ def _layer_metrics(update: Update) -> dict[str, float]:
     if update.soft is not None:
         for name, penalty in update.soft.penalties.items():
             metrics[f"sparsity/{name}/permutation_penalty"] = penalty
+            metrics[f"sparsity/{name}/permutation_distance"] = update.soft.distances[name]
     return metrics
 
 

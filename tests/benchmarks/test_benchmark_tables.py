@@ -12,6 +12,7 @@ from torch import nn
 import padst_fx
 from benchmarks import __main__ as command
 from benchmarks import (
+    call_cost,
     cold_start,
     cost_records,
     kernels,
@@ -20,6 +21,7 @@ from benchmarks import (
     torch_formats,
     updates,
 )
+from benchmarks.settings import Settings
 from benchmarks.structures import STRUCTURES
 from benchmarks.table import Table
 from benchmarks.timing import Timing
@@ -128,6 +130,17 @@ def test_shares_of_a_training_by_hand():
     assert (row["update_share"], row["whole_share"]) == (0.005, 0.015)
 
 
+def test_calls_are_compared_with_dense_ones_of_their_form():
+    table = call_cost.run(Settings(True, 1, ("Diag()",)))
+    found = {(row["structure"], row["call"]): row for row in table.rows}
+    assert set(found) == {(s, c) for s in ("dense", "Diag()") for c in ("function", "module")}
+    for (_, form), row in found.items():
+        more = row["microseconds"] - found["dense", form]["microseconds"]
+        assert row["more_than_dense"] == pytest.approx(more, abs=2e-3)
+    for call in call_cost.contestants().values():
+        assert call().shape == (1, call_cost.FEATURES)
+
+
 def test_compiles_are_compared_within_their_round():
     rows = cold_start.rows_of(
         {("import", ""): [0.5], ("compile", "dense"): [10.0, 20.0], ("compile", "x"): [11.0, 24.0]}
@@ -169,6 +182,11 @@ def test_right_forwards_become_costs(tmp_path):
     assert {(r.device, r.kernels, r.threads, r.microseconds) for r in found} == {
         (device.name, device.kernels, device.threads, 12.5)
     }
+
+
+def test_costs_know_their_dtype():
+    rows = [forward_row("Block(16)"), {**forward_row("Block(16)"), "dtype": "bfloat16"}]
+    assert [record.dtype for record in cost_records.records(rows)] == ["float32", "bfloat16"]
 
 
 def test_the_picture_has_a_line_per_structure_and_the_break_even(tmp_path):

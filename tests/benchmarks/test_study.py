@@ -94,7 +94,9 @@ def test_differences_are_paired_by_seed():
 def test_the_share_of_a_gap_and_no_gap():
     bad, good = group("d", "identity", [0.9, 0.91, 0.92]), group("u", "identity", [0.5, 0.52, 0.51])
     between = group("d", "learned", [0.7, 0.72, 0.71])
-    assert closed(between, bad, good) == pytest.approx(0.5)
+    # Covered 0.2, 0.19, 0.21 of 0.4, 0.39, 0.41: left 0, -0.005, 0.005, t(0.975, 2) = 4.3027.
+    half = 4.3027 * 0.005 / 3**0.5 / 0.4
+    assert closed(between, bad, good) == pytest.approx((0.5, half), rel=1e-4)
     assert closed(between, bad, group("u", "identity", [0.9, 0.92, 0.91])) is None
     # Nor is there one where the baseline is the worse one.
     assert closed(between, good, bad) is None
@@ -102,7 +104,8 @@ def test_the_share_of_a_gap_and_no_gap():
 
 def test_the_share_is_of_the_seeds_that_all_have():
     bad, good = group("d", "identity", [0.9, 0.9, 0.8]), group("u", "identity", [0.5, 0.5, 0.35])
-    assert closed(group("d", "soft", [0.7, 0.7]), bad, good) == pytest.approx(0.5)
+    assert closed(group("d", "soft", [0.7, 0.7]), bad, good) == pytest.approx((0.5, 0))
+    assert closed(group("d", "soft", [0.7]), bad, good) == pytest.approx((0.5, float("inf")))
 
 
 def test_a_report_is_made_from_the_file_alone(tmp_path):

@@ -156,7 +156,9 @@ class TestWhenLayersHarden:
         assert [u.soft.recompilations for u in seen if u.soft] == [0, 0, 0, 2, 2, 4]
         assert (model[2].perm.long() == torch.arange(32).roll(1)).float().mean() > 0.9
         assert set(seen[2].soft.penalties) == {"0", "2"}
-        assert set(seen[4].soft.penalties) == {"0"}
+        assert set(seen[4].soft.penalties) == set(seen[4].soft.distances) == {"0"}
+        assert seen[0].soft.distances["2"] < 0.3 and seen[3].soft.distances["2"] > 0.9
+        assert seen[3].soft.distances["0"] == pytest.approx(15 / 16, abs=0.05)
 
     def test_the_number_of_events_is_bounded(self):
         model, optimizer, dst, seen = self.start(

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_checks import (
     GATHERS,
+    LONG_BATCHES,
     SCATTERS,
     SETTINGS,
     Gather,
@@ -39,6 +40,15 @@ def test_scatter_equals_dense_maths(module: ModuleType, shape: str, setting: Set
     check_scatter(module, SCATTERS[shape], setting)
 
 
+@pytest.mark.native
+@pytest.mark.parametrize("shape", GATHERS)
+@pytest.mark.parametrize("setting", LONG_BATCHES, ids=str)
+def test_many_tokens(shape: str, setting: Setting) -> None:
+    check_gather(native, GATHERS[shape], setting)
+    if shape in SCATTERS:
+        check_scatter(native, SCATTERS[shape], setting)
+
+
 # Rows of single entries: windows that one register holds, two, and none; many rows and columns.
 WINDOWS = {
     "many-rows-and-columns": Gather(531, 1, 1, 1, 525, 10, torch.uint8),
@@ -49,6 +59,7 @@ WINDOWS = {
 }
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("tokens", [1, 17, 261])
 @pytest.mark.parametrize("shape", WINDOWS)
@@ -56,6 +67,7 @@ def test_single_entries_of_many_windows(shape: str, tokens: int, dtype: torch.dt
     check_gather(native, WINDOWS[shape], Setting(tokens=tokens, dtype=dtype))
 
 
+@pytest.mark.native
 @settings(max_examples=40, deadline=None)
 @given(data=st.data(), tokens=st.integers(0, 5), seed=st.integers(0, 1000))
 def test_any_blocks(data: st.DataObject, tokens: int, seed: int) -> None:
@@ -68,6 +80,7 @@ def test_any_blocks(data: st.DataObject, tokens: int, seed: int) -> None:
         check_scatter(module, shape, Setting(tokens=tokens, seed=seed))
 
 
+@pytest.mark.native
 @settings(max_examples=40, deadline=None)
 @given(data=st.data(), tokens=st.integers(0, 5), seed=st.integers(0, 1000))
 def test_any_n_of_m(data: st.DataObject, tokens: int, seed: int) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_checks import SETTINGS, SHIFTS, Setting, check_shift
+from kernel_checks import LONG_BATCHES, SETTINGS, SHIFTS, Setting, check_shift
 
 from padst_fx.kernels.shift import cpu, reference
 
@@ -24,6 +24,14 @@ def test_equals_dense_maths(module: ModuleType, shape: str, setting: Setting) ->
     check_shift(module, *SHIFTS[shape], setting)
 
 
+@pytest.mark.native
+@pytest.mark.parametrize("shape", SHIFTS)
+@pytest.mark.parametrize("setting", LONG_BATCHES, ids=str)
+def test_many_tokens(shape: str, setting: Setting) -> None:
+    check_shift(native, *SHIFTS[shape], setting, diagonals=17)
+
+
+@pytest.mark.native
 @settings(max_examples=40, deadline=None)
 @given(
     out=st.integers(1, 24),
@@ -42,18 +50,24 @@ def test_all_diagonals_are_the_dense_layer(module: ModuleType) -> None:
     check_shift(module, 6, 9, Setting(), diagonals=9)
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("shape", [(40, 36, 34), (20, 300, 270), (300, 20, 270), (70, 70, 70)])
 @pytest.mark.parametrize("tokens", [33, 70, 230])
-def test_diagonals_with_neighbouring_offsets(shape: tuple[int, int, int], tokens: int) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_diagonals_with_neighbouring_offsets(
+    shape: tuple[int, int, int], tokens: int, dtype: torch.dtype
+) -> None:
     out, inp, diagonals = shape
-    check_shift(native, out, inp, Setting(tokens=tokens), diagonals)
+    check_shift(native, out, inp, Setting(tokens=tokens, dtype=dtype), diagonals)
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("shape", [(20, 2300), (2300, 20)])
 def test_few_tokens_with_far_offsets(shape: tuple[int, int]) -> None:
     check_shift(native, *shape, Setting(tokens=4), diagonals=9)
 
 
+@pytest.mark.native
 def test_what_was_in_working_memory_is_not_read() -> None:
     # The first results of diagonal 63 lie before its first source: as far as a group reaches.
     offsets, values = torch.tensor([0, 63], dtype=torch.int32), torch.ones(2, 100)

@@ -19,9 +19,11 @@ RUNS_ON = {"portable": ("avx2", "avx512", "amx"), "avx2": ("avx512", "amx"), "av
 def test_kernels_of_another_instruction_set(name: str) -> None:
     if isa.widest() not in RUNS_ON[name]:
         pytest.skip(f"{name} is the widest set of this machine, or beyond it")
-    files = [str(TESTS / f"test_kernel_{kernel}.py") for kernel in ("shift", "gather_gemm")]
+    files = [f"test_kernel_{kernel}.py" for kernel in ("shift", "gather_gemm")]
+    files += ["test_native_rounding.py", "../ops/test_native_ops.py"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "native", *files],
+        cwd=TESTS,
         # Fresh memory is filled with a pattern, so that an element left unwritten is seen.
         env={**os.environ, isa.VARIABLE: name, "MALLOC_PERTURB_": "85"},
         capture_output=True,

@@ -91,6 +91,10 @@ PRODUCTS = ("forward", "input_grad", "weight_grad")
 DOT = {
     **{f"block-{n}-{m}": gather_case(n, m, BLOCK, 768, HALF) for n in PRODUCTS for m in (1, 1024)},
     **{f"block-{n}-single": gather_case(n, 1024, BLOCK, 768, SINGLE) for n in PRODUCTS},
+    **{
+        f"block-{n}-float16": gather_case(n, 1024, BLOCK, 768, torch.float16)
+        for n in ("forward", "weight_grad")
+    },
     "block-scatter_forward": gather_case("scatter_forward", 1024, BLOCK, 768, HALF),
     "block-scatter_input_grad": gather_case("scatter_input_grad", 1024, BLOCK, 768, HALF),
     "block-scatter_weight_grad": gather_case("scatter_weight_grad", 1024, BLOCK, 768, HALF),
@@ -114,6 +118,7 @@ SUM = {
         for m, o, i in ((1, 768, 3072), (32, 768, 768), (1024, 3072, 768))
         if (n, m) != ("weight_grad", 1024)
     },
+    **{f"shift-{n}-float16": shift_case(n, 1024, 768, 768, torch.float16) for n in PRODUCTS[:2]},
     "shift-weight_grad-single": shift_case("weight_grad", 1024, 3072, 768, SINGLE),
     "shift-forward-double": shift_case("forward", 1024, 768, 768, DOUBLE),
     "narrow-forward-1": gather_case("forward", 1, NARROW, 768, HALF),
@@ -144,6 +149,10 @@ WIDE = {
     "fine-forward-1024": SUM["fine-forward-1024"],
     "fine-input_grad-1024": SUM["fine-input_grad-1024"],
 }
+# Compiled for the other devices as well.
+WIDE_EVERYWHERE = [
+    *(f"shift-{n}-1024-{HALF}" for n in ("forward", "input_grad")), "block-forward-1024"
+]
 MANY = 2**20
 LONG = {
     "shift": shift_case("forward", MANY, 4096, 4096, HALF),
@@ -181,10 +190,13 @@ def test_compiles_without_spills_and_within_shared_memory(name: str, arch: int) 
         assert compiled(main_launch(call), arch).has_matrix_instructions
 
 
-@pytest.mark.parametrize("name", WIDE)
-def test_reads_and_writes_128_bits_at_a_time(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "arch"),
+    [*((name, 90) for name in WIDE), *((n, arch) for n in WIDE_EVERYWHERE for arch in (80, 100))],
+)
+def test_reads_and_writes_128_bits_at_a_time(name: str, arch: int) -> None:
     launch = main_launch(WIDE[name])
-    binary = compiled(launch, 90)
+    binary = compiled(launch, arch)
     assert binary.wide_loads() > 0
     if "1024" in name:
         assert binary.wide_stores() > 0

@@ -84,6 +84,19 @@ def test_threads_change_nothing_but_rounding(name: str, tokens: int) -> None:
             torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-4)
 
 
+def test_threads_are_as_many_as_torch_is_told() -> None:
+    # Threads add up tokens of their own first, so that sums of more threads round otherwise.
+    sparse, x = layer("diag", 192, 320), torch.randn(514, 320)
+    before, sums = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            sums += torch.autograd.grad(sparse(x).square().sum(), sparse.values)
+    finally:
+        torch.set_num_threads(before)
+    assert not any(torch.equal(sums[i], sums[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+
+
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_nan_and_infinity_pass_through(name: str) -> None:
     sparse = layer(name)

@@ -19,14 +19,16 @@ PATTERNS = [
     NM(2, 4, tile=2).bind(6, 10, None),
 ]
 FORWARD = {"shift", "gather_gemm", "scatter_gemm"}
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])]
 
 
-def operands(pattern, *, dtype=torch.float64, requires_grad=True, seed=0):
+def operands(pattern, *, dtype=torch.float64, requires_grad=True, seed=0, device="cpu"):
     """x, values, index, perm, bias of a random layer, leading dimensions 2 x 3."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape):
-        tensor = torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+        tensor = torch.randn(*shape, generator=generator, dtype=torch.float64).to(device, dtype)
         return tensor.requires_grad_(requires_grad)
 
     index = pattern.index_from_units(pattern.random_units(generator))
@@ -34,8 +36,8 @@ def operands(pattern, *, dtype=torch.float64, requires_grad=True, seed=0):
     return (
         draw(2, 3, pattern.in_features),
         draw(*pattern.values_shape),
-        index,
-        perm,
+        index.to(device),
+        perm.to(device),
         draw(pattern.out_features),
     )
 
@@ -58,10 +60,10 @@ def record_calls(function):
     return calls
 
 
-def layer_calls(pattern):
+def layer_calls(pattern, device):
     """Every op call of a forward and backward of a scoring step of one layer."""
-    x, values, index, perm, bias = operands(pattern)
-    probe = torch.zeros(1, dtype=x.dtype).expand(pattern.probe_shape).requires_grad_()
+    x, values, index, perm, bias = operands(pattern, device=device)
+    probe = x.new_zeros(1).expand(pattern.probe_shape).requires_grad_()
 
     def step():
         y = pattern.linear(x, values, index, perm, bias)
@@ -70,9 +72,10 @@ def layer_calls(pattern):
     return record_calls(step)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("pattern", [*PATTERNS, Unstructured().bind(6, 10, 0.5)], ids=str)
-def test_opcheck_of_every_op_of_a_scoring_step(pattern):
-    calls = layer_calls(pattern)
+def test_opcheck_of_every_op_of_a_scoring_step(pattern, device):
+    calls = layer_calls(pattern, device)
     names = {func._schema.name.removeprefix("padst::") for func, _ in calls}
     if pattern.kernel in FORWARD:
         gradients = {f"{pattern.kernel}_input_grad", f"{pattern.kernel}_weight_grad"}

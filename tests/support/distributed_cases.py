@@ -80,7 +80,7 @@ MORE_METHODS = [
     ("diag", "dynadiag", "learned"),
     ("block", "rigl", "soft"),
 ]
-FOUR = [case for case in SHORT if case.method in ("rigl", "mest")]
+FOUR = LONG
 VARIANTS = [
     *(Case("ddp", *method) for method in MORE_METHODS),
     Case("fsdp", "unstructured", "mest"),

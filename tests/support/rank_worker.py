@@ -40,6 +40,7 @@ def train(folder: Path) -> None:
     torch.save(seen, folder / f"{rank}.pt")
     if world == 2:
         resuming.run(folder / "whole")
+        (folder / f"refused by {rank}").write_text(resuming.refused(folder / "whole"))
         resuming.run(folder / "cut", KILLED_AT)
     else:
         resuming.run(folder / "more")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def newest(folder: Path) -> int:
     done = [
         step
         for step in range(EVERY, STEPS + 1, EVERY)
-        if all((checkpoint(folder, case, step) / ".metadata").is_file() for case in CASES)
+        if all((checkpoint(folder, case, step) / "padst_fx.json").is_file() for case in CASES)
     ]
     return max(done, default=0)
 
@@ -61,6 +62,23 @@ def run(folder: Path, killed_at: int | None = None) -> None:
         if step % EVERY == 0:
             keep(folder / f"step {step} on {rank} of {world}.pt", trainings)
     keep(folder / f"end on {rank} of {world}.pt", trainings)
+
+
+def refused(folder: Path) -> str:
+    """What this rank says of a checkpoint of which one byte, of the other rank's part, is wrong."""
+    broken = folder / "broken"
+    if dist.get_rank() == 0:
+        shutil.copytree(checkpoint(folder, CASES[0], EVERY), broken)
+        damaged = max(broken.glob("*.distcp"))
+        content = damaged.read_bytes()
+        damaged.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    dist.barrier()
+    training = Training(CASES[0], dist.get_rank(), dist.get_world_size())
+    try:
+        padst_fx.load_sharded(broken, training.run, training.optimizer, training.dst)
+    except padst_fx.CheckpointError as error:
+        return str(error)
+    return ""
 
 
 def keep(path: Path, trainings: list[Training]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
+from pathlib import Path
 
 import onnx
 import pytest
@@ -50,6 +52,18 @@ class Branches(nn.Module):
         return [branch(x[..., : branch.in_features]) for branch in self.layers]
 
 
+OPERATORS = {"shift": "Shift", "gather_gemm": "GatherGemm", "scatter_gemm": "ScatterGemm"}
+
+
+def custom_nodes(path: Path) -> Counter[str]:
+    """How many nodes of each custom operator a file has; each is defined in the file too."""
+    model = onnx.load(path)
+    defined = {function.name for function in model.functions if function.domain == "padst"}
+    found = Counter(node.op_type for node in model.graph.node if node.domain == "padst")
+    assert set(found) <= defined
+    return found
+
+
 @pytest.fixture(scope="module")
 def branches() -> Branches:
     return Branches().eval()
@@ -66,6 +80,8 @@ def test_equal_to_the_eager_model(branches, tmp_path, custom_ops, tokens):
     )
     assert len(report.layers) == len(branches.layers)
     onnx.checker.check_model(path)
+    kernels = [layer.pattern.kernel for layer in branches.layers if custom_ops]
+    assert custom_nodes(path) == Counter(OPERATORS[each] for each in kernels if each in OPERATORS)
     opened = session(path)
     for size in ((3, 7, 96), (1, 1, 96), (2, 50, 96)):
         x = torch.randn(size)

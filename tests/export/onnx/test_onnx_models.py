@@ -1,6 +1,9 @@
-"""Small transformers that have every structure in them, at other sizes than the example's."""
+"""Every structure behind every kind of permutation in small transformers, at other sizes than the
+example's."""
 
 from __future__ import annotations
+
+import itertools
 
 import model_zoo
 import onnx
@@ -26,10 +29,17 @@ STRUCTURES = (
     NM(1, 8),
 )
 KINDS = ("random", "soft", "learned", "identity")
+# Neighbours differ in both.
+PAIRS = [
+    (STRUCTURES[(number + turn) % len(STRUCTURES)], KINDS[number % len(KINDS)])
+    for turn, number in itertools.product(range(len(KINDS)), range(len(STRUCTURES)))
+]
+# So many models of a kind have all pairs in the layers of their two blocks.
+PARTS = {"vit": 3, "gpt2": 4, "bert": 3, "llama": 3}
+MODELS = [(name, part) for name, parts in PARTS.items() for part in range(parts)]
 STEPS = 2
 # Layers of this size are dense products, unless gathers cost nothing.
 FREE_GATHERS = forms.Costs(product=1, weight=0, gather=0, turn=0, call=0)
-GATHERED = ("vit", "llama")
 ROWS, TOKENS = {0: Dim.DYNAMIC}, {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
 SHAPES = {
     "vit": {"pixel_values": ROWS},
@@ -39,13 +49,9 @@ SHAPES = {
 }
 
 
-def mixed(name: str, turn: int) -> nn.Module:
-    """The model with one block, one structure after the other in its projections, and one kind of
-    permutation after the other. With the turn both begin elsewhere, so that a structure is behind
-    another kind each time."""
+def mixed(name: str, part: int) -> nn.Module:
+    """The model with one pair after the other in its projections, going on from the part before."""
     model = model_zoo.get(name).build()
-    (blocks,) = (each for each in model.modules() if isinstance(each, nn.ModuleList))
-    del blocks[1:]
     torch.manual_seed(0)
     heads = ("classifier", "lm_head", "pooler.dense")
     found = [
@@ -53,19 +59,18 @@ def mixed(name: str, turn: int) -> nn.Module:
         for path, module in model.named_modules()
         if type(module).__name__ in ("Linear", "Conv1D") and not path.endswith(heads)
     ]
-    for number, (path, module) in enumerate(found):
-        structure = STRUCTURES[(number - turn) % len(STRUCTURES)]
-        kind = KINDS[number % len(KINDS)]
+    for number, (path, module) in enumerate(found, part * len(found)):
+        structure, kind = PAIRS[number % len(PAIRS)]
         sparsity = None if isinstance(structure, NM) else 0.5
         layer = SparseLinear.from_dense(module, structure, sparsity, permutation=kind)
         model.set_submodule(path, layer)
     return model
 
 
-def trained(name: str, turn: int) -> nn.Module:
+def trained(name: str, part: int) -> nn.Module:
     """The model after a few steps that begin far from where a training does, and end with soft
     permutations hardened."""
-    model, entry = mixed(name, turn).train(), model_zoo.get(name)
+    model, entry = mixed(name, part).train(), model_zoo.get(name)
     layers = [each for each in model.modules() if isinstance(each, SparseLinear)]
     for layer in layers:
         _move(layer)
@@ -105,24 +110,26 @@ def inputs(name: str, batch: int, tokens: int) -> dict[str, torch.Tensor]:
     return made
 
 
-def test_the_models_together_have_every_structure():
-    models = [mixed(name, turn) for turn, name in enumerate(SHAPES)]
+@pytest.mark.parametrize("name", PARTS)
+def test_the_parts_of_a_model_have_every_pair(name):
+    models = [mixed(name, part) for part in range(PARTS[name])]
     layers = [m for model in models for m in model.modules() if isinstance(m, SparseLinear)]
-    assert {layer.pattern.structure for layer in layers} == set(STRUCTURES)
-    assert {layer.permutation for layer in layers} == set(KINDS)
+    found = {(layer.pattern.structure, layer.permutation) for layer in layers}
+    assert found == set(itertools.product(STRUCTURES, KINDS))
 
 
-@pytest.mark.parametrize(("turn", "name"), list(enumerate(SHAPES)))
-def test_equal_to_the_eager_model(turn, name, tmp_path, monkeypatch):
-    if name in GATHERED:
+@pytest.mark.parametrize(("name", "part"), MODELS)
+def test_equal_to_the_eager_model(name, part, tmp_path, monkeypatch):
+    gathered = part % 2 == 0
+    if gathered:
         monkeypatch.setattr(forms, "COSTS", FREE_GATHERS)
-    model = trained(name, turn)
+    model = trained(name, part)
     frozen = padst_fx.freeze(model, inputs(name, 2, 12), {**SHAPES[name]}, skip_slower=False)
     report = padst_fx.export_onnx(
         frozen, inputs(name, 2, 12), tmp_path / "model.onnx", {**SHAPES[name]}
     )
     assert len(report.layers) == sum(isinstance(m, SparseLinear) for m in model.modules())
-    assert (report.counts["gather"] > 0) == (name in GATHERED)
+    assert (report.counts["gather"] > 0) == gathered
     onnx.checker.check_model(report.path)
     opened = session(report.path)
     for batch, tokens in ((2, 12), (1, 5), (3, 31)):

@@ -49,6 +49,51 @@ class Built:
     settings: Settings
 
 
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Network:
+    """What TensorRT was given: shapes of inputs, outputs, and the ranges of its profiles."""
+
+    inputs: dict[str, Shape]
+    outputs: list[str]
+    ranges: list[tuple[Shape, ...]]
+
+
+@pytest.fixture
+def networks(monkeypatch: pytest.MonkeyPatch) -> list[Network]:
+    """Of every engine that TensorRT builds, in order, read from its own objects."""
+    found, profiles = [], []
+    create, serialize = (
+        trt.Builder.create_optimization_profile, trt.Builder.build_serialized_network
+    )
+
+    def created(builder: trt.Builder) -> trt.IOptimizationProfile:
+        profiles.append(create(builder))
+        return profiles[-1]
+
+    def serialized(
+        builder: trt.Builder, network: trt.INetworkDefinition, config: trt.IBuilderConfig
+    ) -> object:
+        inputs = [network.get_input(number) for number in range(network.num_inputs)]
+        outputs = [network.get_output(number).name for number in range(network.num_outputs)]
+        assert config.num_optimization_profiles == len(profiles)
+        ranges = [
+            tuple(tuple(shape) for shape in profile.get_shape(given.name))
+            for profile in profiles
+            for given in inputs
+        ]
+        shapes = {given.name: tuple(given.shape) for given in inputs}
+        found.append(Network(shapes, outputs, ranges))
+        profiles.clear()
+        return serialize(builder, network, config)
+
+    monkeypatch.setattr(trt.Builder, "create_optimization_profile", created)
+    monkeypatch.setattr(trt.Builder, "build_serialized_network", serialized)
+    return found
+
+
 @pytest.fixture
 def builds(monkeypatch: pytest.MonkeyPatch) -> list[Built]:
     """Of every engine that the test exports, in order."""
@@ -63,15 +108,19 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> list[Built]:
 
 
 @pytest.mark.parametrize("family", engine_models.FAMILIES)
-def test_blocks_of_every_structure(family: str, tmp_path: Path) -> None:
+def test_blocks_of_every_structure(
+    family: str, networks: list[Network], tmp_path: Path
+) -> None:
     """Where the report says sparse, the network's product has the multiply-adds of sparse."""
     model, structures = engine_models.sparse_blocks(family)
     report = export(model, tmp_path / "m.engine", dynamic_shapes={"x": {0: BATCH}})
     assert report.size == (tmp_path / "m.engine").stat().st_size > 0
     (given,) = report.record.inputs
     rest = (engine_models.TOKENS, engine_models.WIDTH)
-    assert (given.least, given.usual, given.largest) == ((1, *rest), (2, *rest), (8, *rest))
+    ranges = ((1, *rest), (2, *rest), (8, *rest))
+    assert (given.least, given.usual, given.largest) == ranges
     assert len(report.record.outputs) == 1
+    assert networks == [Network({"x": (-1, *rest)}, list(report.record.outputs), [ranges])]
     assert sorted(layer.name for layer in report.layers) == sorted(structures)
     for layer in report.layers:
         name = structures[layer.name]
@@ -148,6 +197,14 @@ def test_size_follows_sparsity(tmp_path: Path) -> None:
         sizes[sparsity] = report.size
     saved = 2 * 4 * 512**2 * (1 / 2 - 1 / 16)
     assert sizes[0.5] - sizes[0.9375] == pytest.approx(saved, rel=0.1)
+
+
+def test_a_timing_cache_is_written_and_read_again(builds: list[Built], tmp_path: Path) -> None:
+    cache = tmp_path / "timing.cache"
+    export(engine_models.small(), tmp_path / "m.engine", timing_cache=cache)
+    first = cache.read_bytes()
+    export(engine_models.small(), tmp_path / "m.engine", timing_cache=cache)
+    assert [built.settings.timing_cache for built in builds] == [b"", first]
 
 
 def test_record_says_how_to_feed_the_engine(builds: list[Built], tmp_path: Path) -> None:

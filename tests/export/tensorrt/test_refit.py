@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import padst_fx
-from padst_fx.export.tensorrt.building import Engine, build
+from padst_fx.export.tensorrt.building import Engine, Settings, build
 from padst_fx.export.tensorrt.requirements import Library
 
 X = (torch.randn(3, engine_models.WIDTH),)
@@ -116,3 +116,23 @@ def test_tensorrts_own_refitting_needs_a_gpu(
     with pytest.raises(RuntimeError, match="refit='weights' needs a CUDA device"):
         padst_fx.export_tensorrt(engine_models.small(), X, tmp_path / "m", refit="weights")
     assert not list(tmp_path.iterdir())
+
+
+def test_where_a_gpu_is_tensorrts_own_refitting_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = []
+
+    def spy(lib: Library, graph: bytes, given: Any, settings: Settings) -> Engine:
+        flags.append(settings.flags)
+        return Engine(b"engine", None, ("y",), {})
+
+    monkeypatch.setattr("padst_fx.export.tensorrt.building.build", spy)
+    monkeypatch.setattr("padst_fx.export.tensorrt.requirements.check_gpu", lambda purpose: None)
+    for structure in (padst_fx.Block(size=16), padst_fx.NM(2, 4)):
+        model = engine_models.small(structure, None if isinstance(structure, padst_fx.NM) else 0.75)
+        report = padst_fx.export_tensorrt(
+            model, X, tmp_path / "m", refit="weights", compute_capabilities=["8.9"]
+        )
+        assert report.record.refit == "weights"
+    assert flags == [("REFIT",), ("SPARSE_WEIGHTS", "REFIT")]

@@ -22,7 +22,9 @@ from padst_fx.kernels.growth_score import triton_launch
 
 __all__ = ["poisoned_memory"]
 
-CHOSEN = [replace(setting, device=DEVICE) for setting in SETTINGS[:-1]]
+# The last two are of several steps over tokens, which are copied through the permutation first.
+SEVERAL_STEPS = [Setting(tokens=40), Setting(tokens=70, dtype=torch.bfloat16, bias=False)]
+CHOSEN = [replace(setting, device=DEVICE) for setting in (*SETTINGS[:-1], *SEVERAL_STEPS)]
 NM = {name: shape for name, shape in GATHERS.items() if shape.window}
 NM["nm-tile-70"] = Gather(1, 1, 1, 70, 12, 4, torch.uint8)
 DIAGONALS = [(53, 37, 1, 1), (37, 53, 1, 1), (72, 72, 1, 8), (40, 20, 4, 2), (9, 6, 3, 1)]

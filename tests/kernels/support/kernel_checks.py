@@ -48,6 +48,12 @@ SETTINGS = (
     Setting(tokens=1, activation="gelu_tanh", layout="strided"),
     Setting(tokens=300, activation="gelu", perm=False, bias=False),
 )
+# Kernels take other ways for many tokens of 16 bits, and for many behind a permutation.
+LONG_BATCHES = (
+    Setting(tokens=300, activation="silu", layout="strided"),
+    Setting(tokens=261, dtype=torch.bfloat16, activation="gelu"),
+    Setting(tokens=70, dtype=torch.float16, activation="relu", layout="columns"),
+)
 
 
 class Inputs:
@@ -118,6 +124,7 @@ GATHERS = {
     "diag-wide-8": Gather(3, 2, 8, 8, 40),
     "block-8-many": Gather(2, 7, 8, 8, 88),
     "group-16-tile-24": Gather(2, 3, 16, 24, 80),
+    "block-32": Gather(3, 2, 32, 32, 160),
     "nm-2:4": Gather(7, 2, 1, 1, 24, 4, torch.uint8),
     "nm-1:10-short": Gather(9, 1, 1, 1, 34, 10, torch.uint8),
     "nm-3:6-tile-3": Gather(4, 3, 1, 3, 30, 6, torch.uint8),
