@@ -13,12 +13,11 @@ import multiprocessing
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import padst_fx
 from benchmarks.compiled import compiled
@@ -29,6 +28,7 @@ from benchmarks.study.__main__ import CONFIGS
 from benchmarks.study.runs import DENSE, Run
 from benchmarks.study.training import Training
 from benchmarks.timing import Ratio, Timing, interleaved
+from padst_fx.cost.devices import device_of
 
 # A round of steps is `delta_t` of them: seconds.
 STEP_ROUNDS, LATENCY_ROUNDS = 6, 20
@@ -41,49 +41,72 @@ def kinds(found: Sequence[Run]) -> list[Run]:
     return [replace(run, seed=0) for run in alike.values() if run.structure != DENSE]
 
 
-def measure(run: Run) -> dict[str, Any]:
+def measure(run: Run, device: str = "cpu") -> dict[str, Any]:
     """The row of a run: medians, and dense time by its own with quartiles over rounds."""
+    place = torch.device(device)
     dense = replace(run, structure=DENSE, permutation="", method="", sparsity=0.0)
     # As at a training's start: largest updates, and soft matrices not yet hardened.
     started = {"dense": dense, "own": replace(run, steps=ENDLESS)}
-    steps = interleaved({name: _steps(_training(r)) for name, r in started.items()}, STEP_ROUNDS)
+    steps = interleaved(
+        {name: _steps(Training.of(r, place)) for name, r in started.items()}, STEP_ROUNDS
+    )
     # A hardened permutation is one by index.
     plain = replace(run, permutation="random") if run.permutation == "soft" else run
-    calls = {name: _inference(_training(r)) for name, r in (("dense", dense), ("own", plain))}
-    latency = interleaved(calls, LATENCY_ROUNDS)
+    deployed = {"dense": dense, "own": plain}
+    latency = interleaved(
+        {name: _inference(Training.of(r, place)) for name, r in deployed.items()}, LATENCY_ROUNDS
+    )
     return {
         **asdict(run),
         **_columns("step", steps, run.delta_t),
         **_columns("latency", latency, 1),
         **describe(),
+        "device": device_of(place).name if place.type == "cuda" else "cpu",
     }
-
-
-def _training(run: Run) -> Training:
-    return Training.of(run, torch.device("cpu"))
 
 
 def _steps(training: Training) -> Callable[[], None]:
     """`delta_t` steps: one of them scores, and is followed by an update."""
-    inputs, targets = training.task.inputs(0, torch.Generator().manual_seed(0))
+    inputs, targets = _batch(training)
     form = compiled(training.model, training.backend)
 
     def steps() -> None:
         for _ in range(training.run.delta_t):
             training.step(form, inputs, targets)
+        _finish(inputs)
 
     return steps
+
+
+def _batch(training: Training) -> tuple[Tensor, Tensor]:
+    """Inputs and targets, where the model is."""
+    device = next(training.model.parameters()).device
+    inputs, targets = training.task.inputs(0, torch.Generator().manual_seed(0))
+    return inputs.to(device), targets.to(device)
+
+
+def _finish(inputs: Tensor) -> None:
+    """Wait for a GPU."""
+    if inputs.is_cuda:
+        torch.cuda.synchronize(inputs.device)
 
 
 @torch.no_grad()
 def _inference(training: Training) -> Callable[[], object]:
     """A batch of one through the frozen model."""
-    inputs = training.task.inputs(0, torch.Generator().manual_seed(0))[0][:1]
+    inputs = _batch(training)[0][:1]
     form: nn.Module = training.model.eval()
     if training.dst is not None:
         training.dst.close()
         form = padst_fx.freeze(form, inputs)
-    return torch.no_grad()(partial(compiled(form, training.backend), inputs))
+    call = compiled(form, training.backend)
+
+    @torch.no_grad()
+    def run() -> None:
+        call(inputs)
+        _finish(inputs)
+
+    return run
 
 
 def _columns(name: str, found: dict[str, Timing], calls: int) -> dict[str, float]:
@@ -102,21 +125,22 @@ def main() -> None:
     """Measure what has no row, then draw accuracy against time."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.study.times", description=__doc__)
     parser.add_argument("grid", nargs="?", type=Path, default=CONFIGS / "wide.json")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     given = parser.parse_args()
     accuracies = RESULTS / "study" / f"{given.grid.stem}.csv"
-    measure_all(kinds(runs.read(given.grid)), pareto.times_path(accuracies))
+    measure_all(kinds(runs.read(given.grid)), pareto.times_path(accuracies), given.device)
     print(pareto.text(accuracies))
     pareto.draw(accuracies)
 
 
-def measure_all(found: Sequence[Run], path: Path) -> None:
+def measure_all(found: Sequence[Run], path: Path, device: str = "cpu") -> None:
     """Add a row for each kind that has none."""
     done = {results.run_of(row).timed_as for row in results.read(path)}
     context = multiprocessing.get_context("spawn")
     for run in found:
         if run.timed_as not in done:
             with ProcessPoolExecutor(1, context) as pool:
-                results.add(path, pool.submit(measure, run).result())
+                results.add(path, pool.submit(measure, run, device).result())
             print(run.name)
 
 
