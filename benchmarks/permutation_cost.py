@@ -28,6 +28,8 @@ from benchmarks.timing import Ratio, Timing, seconds
 SPARSITY, DELTA_T, PLAIN = 0.9, 100, 5
 BASELINE, OTHER = "identity", "learned"
 KINDS = ("plain", "scoring", "update")
+KEPT = "kept from step to step: weights, indices, moments, DST"
+MOST = "the most of all together"
 WHOLE = f"mean of {DELTA_T} steps and an update"
 
 
@@ -48,7 +50,8 @@ FULL, QUICK = Size(768, 3072, 4, 788), Size(64, 128, 1, 32)
 class Training:
     """A model that updates its masks after every `PLAIN` plain steps and a scoring one."""
 
-    model: Callable[[Tensor], Tensor]
+    model: nn.Module
+    form: Callable[[Tensor], Tensor]
     optimizer: torch.optim.Optimizer
     dst: padst_fx.DST
     x: Tensor
@@ -68,6 +71,7 @@ class Training:
         optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
         dst = padst_fx.DST(model, optimizer, "rigl", delta_t=PLAIN + 1, t_end=10**9)
         return cls(
+            model,
             compiled(model, "padst"),
             optimizer,
             dst,
@@ -77,7 +81,7 @@ class Training:
 
     def step(self) -> None:
         """Forward, backward and optimizer."""
-        nn.functional.mse_loss(self.model(self.x), self.target).backward()
+        nn.functional.mse_loss(self.form(self.x), self.target).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -148,20 +152,17 @@ def time_rows(times: dict[str, dict[str, Timing]]) -> list[Row]:
 
 
 def memory_rows(trainings: dict[str, Training]) -> list[Row]:
-    """MiB of torch's tensors that DST keeps after an update and from a scoring step to it, and
-    the most that steps and the update allocate beyond what was there before."""
+    """MiB of torch's tensors: what is kept from step to step, what DST adds after an update and
+    from a scoring step to it, the most that steps and the update allocate beyond what was there
+    before, and the most of all together."""
     found = {name: _memory(training) for name, training in trainings.items()}
-    return [
-        {
-            "what": f"{what}, MiB",
-            BASELINE: round(found[BASELINE][what] / 2**20, 2),
-            OTHER: round(found[OTHER][what] / 2**20, 2),
-            "ratio": "",
-            "ratio_low": "",
-            "ratio_high": "",
-        }
-        for what in found[OTHER]
-    ]
+    rows: list[Row] = []
+    for what in found[OTHER]:
+        one, other = (found[name][what] / 2**20 for name in (BASELINE, OTHER))
+        ratio = round(other / one, 4) if what in (KEPT, MOST) else ""
+        cells = {BASELINE: round(one, 2), OTHER: round(other, 2), "ratio": ratio}
+        rows.append({"what": f"{what}, MiB", **cells, "ratio_low": "", "ratio_high": ""})
+    return rows
 
 
 def _memory(training: Training) -> dict[str, int]:
@@ -173,12 +174,18 @@ def _memory(training: Training) -> dict[str, int]:
     kept = _kept(training.dst)
     scoring = _peak(training.step)
     between = _kept(training.dst)
+    update = _peak(training.dst.step)
+    slots = [slot for state in training.optimizer.state.values() for slot in state.values()]
+    tensors = [*training.model.parameters(), *training.model.buffers(), *slots]
+    model = sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
     return {
         "kept by DST": kept,
         "kept by DST from a scoring step to its update": between,
         "peak of a plain step": plain,
         "peak of a scoring step": scoring,
-        "peak of an update": _peak(training.dst.step),
+        "peak of an update": update,
+        KEPT: model + kept,
+        MOST: model + max(kept + plain, kept + scoring, between + update),
     }
 
 
