@@ -23,7 +23,7 @@ import padst_fx
 from benchmarks.compiled import compiled
 from benchmarks.settings import Settings
 from benchmarks.table import Row, Table
-from benchmarks.timing import Ratio, Timing, seconds
+from benchmarks.timing import Timing, quartiles, seconds
 
 SPARSITY, DELTA_T, PLAIN = 0.9, 100, 5
 BASELINE, OTHER = "identity", "learned"
@@ -131,21 +131,23 @@ def whole(times: dict[str, Timing]) -> Timing:
 
 
 def time_rows(times: dict[str, dict[str, Timing]]) -> list[Row]:
-    """Milliseconds of each kind and of a whole training; learned times by identity times."""
+    """Milliseconds of each kind and of a whole training; the median and the quartiles over rounds
+    of learned time by identity time."""
     rows = []
     for what in (*KINDS, WHOLE):
         one, other = (
             whole(times[name]) if what == WHOLE else times[name][what] for name in (BASELINE, OTHER)
         )
-        ratio = Ratio.of(other, one)
+        ratios = [mine / theirs for mine, theirs in zip(other.rounds, one.rounds, strict=True)]
+        low, high = quartiles(ratios)
         rows.append(
             {
                 "what": f"{what}, ms",
                 BASELINE: round(1e3 * one.median, 2),
                 OTHER: round(1e3 * other.median, 2),
-                "ratio": round(ratio.value, 4),
-                "ratio_low": round(ratio.low, 4),
-                "ratio_high": round(ratio.high, 4),
+                "ratio": round(median(ratios), 4),
+                "ratio_low": round(low, 4),
+                "ratio_high": round(high, 4),
             }
         )
     return rows
