@@ -129,7 +129,7 @@ def _figure(found: list[Point]) -> Figure:
 
     tasks = list(dict.fromkeys(point.group.run.task for point in found))
     figure, axes = plt.subplots(
-        len(tasks), len(AXES), figsize=(10, 4.2 * len(tasks)), squeeze=False, layout="constrained"
+        len(tasks), len(AXES), figsize=(11, 4.2 * len(tasks)), squeeze=False, layout="constrained"
     )
     for task, panels in zip(tasks, axes, strict=True):
         own = [point for point in found if point.group.run.task == task]
@@ -137,6 +137,10 @@ def _figure(found: list[Point]) -> Figure:
             _panel(panel, own, axis)
             panel.set_ylabel(f"{task}: {TASKS[task].metric}")
             panel.set_xlabel(AXES[axis])
+            panel.set_title("better: up and to the left", fontsize=8)
+        panels[-1].legend(
+            fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.02, 0.5)
+        )
     return figure
 
 
@@ -150,11 +154,8 @@ def _panel(panel: Any, found: list[Point], axis: str) -> None:
             here, mean(values), yerr=stdev(values) if len(values) > 1 else 0.0,
             xerr=[[max(0.0, here - low)], [max(0.0, high - here)]],
             marker=_MARKERS[run.permutation], color=f"C{structures.index(run.structure)}",
-            markersize=6, linewidth=0.8, capsize=2,
+            markersize=6, linewidth=0.8, capsize=2, label=point.name,
         )  # fmt: skip
-        panel.annotate(
-            point.name, (here, mean(values)), xytext=(5, 4), textcoords="offset points", fontsize=7
-        )
     front = best(found, axis)
     line = sorted((point.times[axis], mean(point.group.values.values())) for point in front)
     panel.plot(*zip(*line, strict=True), color="0.6", linewidth=1, zorder=0)
