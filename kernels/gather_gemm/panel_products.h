@@ -9,6 +9,7 @@
 #include "gather_gemm/outer_eights.h"
 #include "gather_gemm/weight_grad.h"
 #include "native/parallel.h"
+#include "native/pick.h"
 #include "native/scratch.h"
 
 #if defined(__AVX512F__)
@@ -24,10 +25,8 @@ class Panels {
   Panels(const T* rows, int64_t stride, int64_t features, const int32_t* map)
       : rows_(rows), stride_(stride), features_(features) {
     if (!map) return;
-    places_.resize(features);
-    for (int64_t f = 0; f < features; ++f) {
-      places_[f] = static_cast<int32_t>(map[f] / kWidth * kPanel + map[f] % kWidth);
-    }
+    sources_.resize(features);
+    for (int64_t f = 0; f < features; ++f) sources_[map[f]] = static_cast<int32_t>(f);
   }
 
   int64_t size() const { return features_ / kWidth * kPanel; }
@@ -40,9 +39,12 @@ class Panels {
     using Row = Vector<float, kWidth>;
     const T* from = rows_ + token * stride_;
     float* to = packed + first * kWidth;
-    if (!places_.empty()) {
+    if (!sources_.empty()) {
       for (int64_t t = 0; t < count; ++t, from += stride_, to += kWidth) {
-        for (int64_t f = 0; f < features_; ++f) to[places_[f]] = widen(from[f]);
+        for (int64_t f = 0; f < features_; f += kWidth) {
+          __builtin_prefetch(from + stride_ + f, 0, 2);
+          store(to + f / kWidth * kPanel, pick<Row>(from, sources_.data() + f));
+        }
       }
       return;
     }
@@ -59,7 +61,7 @@ class Panels {
 
   const T* rows_;
   int64_t stride_, features_;
-  std::vector<int32_t> places_;
+  std::vector<int32_t> sources_;
 };
 
 // Entries of whole panels of columns, in row blocks of whole panels of rows.

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "native/parallel.h"
+#include "native/pick.h"
 #include "native/scratch.h"
 #include "native/simd.h"
 
@@ -147,7 +148,14 @@ class WeightGrad {
     const T* row = side.rows + token * side.stride;
     const int64_t count = last - first;
     if (side.from) {
-      for (int64_t i = 0; i < count; ++i) to[i] = widen(row[side.from[first + i]]);
+      const int32_t* from = side.from + first;
+      int64_t i = 0;
+      for (; i + lanes <= count; i += lanes) {
+        // The next row, in order: reads that jump about would wait for every line of it.
+        __builtin_prefetch(row + side.stride + first + i, 0, 2);
+        store(to + i, pick<V>(row, from + i));
+      }
+      for (; i < count; ++i) to[i] = widen(row[from[i]]);
     } else {
       for (int64_t i = 0; i < count; i += lanes) {
         store(to + i, load_first<V>(row + first + i, count - i));

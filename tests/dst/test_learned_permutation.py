@@ -18,6 +18,7 @@ from padst_fx.permutation import is_permutation
 
 STRUCTURES = ["diag", Diag(width=4), Block(4), NM(2, 4), Unstructured()]
 METHODS = ["set", "rigl", "mest", "dynadiag"]
+KINDS = ["identity", "random", "soft", "learned"]
 CASES = [(s, m) for s in STRUCTURES for m in METHODS
          if m != "dynadiag" or s == "diag"]  # fmt: skip
 
@@ -131,6 +132,20 @@ def test_the_planted_permutation_is_found():
     assert outcome.found == 1.0
     assert outcome.loss < 1e-3
     assert problems.train(problem, "random", seed=0, steps=600).loss > 0.5
+
+
+def test_soft_permutations_find_a_part_of_a_planted_one():
+    problem = problems.Problem(32, 4, known_diagonals=True)
+    outcomes = {k: problems.train(problem, k, 0, 1200) for k in ("identity", "random", "soft")}
+    assert outcomes["soft"].found > 0.2
+    assert outcomes["soft"].loss < 0.7 * min(outcomes[k].loss for k in ("identity", "random"))
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.9])
+def test_a_teacher_of_unknown_diagonals_is_learned_best_behind_learned_permutations(correlation):
+    problem = problems.Problem(64, 6, correlation=correlation)
+    losses = {kind: problems.train(problem, kind, 0, 2000).loss for kind in KINDS}
+    assert losses["learned"] < 0.5 * min(losses[kind] for kind in KINDS[:-1])
 
 
 def test_a_few_positions_at_a_time_take_turns():
