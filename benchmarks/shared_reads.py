@@ -21,7 +21,7 @@ from benchmarks.structures import STRUCTURES
 from benchmarks.table import Row, Table
 from benchmarks.timing import Ratio, interleaved
 
-NAMES = ("Diag()", "Block(16)")
+NAMES, QUICK = ("Diag()", "Block(16)"), ("Diag()",)
 SPARSITY, TOKENS, WIDTH, BATCH = 0.9, 197, 768, 8
 BASELINE = "three"
 KINDS = ("identity", "shared", BASELINE)
@@ -92,10 +92,11 @@ def rows_of(name: str, part: str, rounds: int) -> list[Row]:
 
 
 def run(settings: Settings) -> Table:
-    """Every structure and part."""
-    names = [name for name in NAMES if name in (settings.only or NAMES)]
+    """Every structure and part; inference of one with `--quick`."""
+    names = [name for name in settings.choose(NAMES, QUICK) if name in NAMES]
+    parts = ["inference"] if settings.quick else list(PARTS)
     rows = [
-        row for name in names for part in PARTS for row in rows_of(name, part, settings.rounds)
+        row for name in names for part in parts for row in rows_of(name, part, settings.rounds)
     ]
     return Table(
         name="shared_reads",
