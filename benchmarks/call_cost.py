@@ -37,6 +37,7 @@ def contestants() -> dict[tuple[str, str], Callable[[], object]]:
     for name, structure in STRUCTURES.items():
         sparsity = None if isinstance(structure, padst_fx.NM) else SPARSITY
         layer = padst_fx.SparseLinear(FEATURES, FEATURES, structure, sparsity)
+        assert layer.bias is not None
         tensors = (layer.values, layer.index, layer.perm, layer.bias)
         found[name, "function"] = partial(layer.pattern.linear, x, *tensors)
         found[name, "module"] = partial(layer, x)

@@ -30,6 +30,10 @@ ROUNDING = 1e-5
 class Form(nn.Module):
     """A square layer: output `i` adds up `values[k, i] * x[(i + offsets[k]) mod D]`."""
 
+    values: Tensor
+    weight: Tensor
+    features: Tensor
+
     def __init__(self, layer: padst_fx.SparseLinear) -> None:
         super().__init__()
         size, weight = layer.in_features, layer.dense_weight()
