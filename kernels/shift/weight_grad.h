@@ -62,7 +62,8 @@ class WeightGrad {
         offsets_(offsets),
         diagonals_(diagonals),
         sums_(sums),
-        moving_stride_(padded(moving.features + block + lanes)) {}
+        // The last diagonal of a run reads a block and kDiagonals - 1 features more.
+        moving_stride_(padded(moving.features + block + std::max<int>(lanes, kDiagonals))) {}
 
   // sums[k, t], written, never read before.
   void run(int64_t tokens) const {

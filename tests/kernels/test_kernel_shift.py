@@ -53,7 +53,7 @@ def test_all_diagonals_are_the_dense_layer(module: ModuleType) -> None:
 @pytest.mark.native
 @pytest.mark.parametrize("shape", [(40, 36, 34), (20, 300, 270), (300, 20, 270), (70, 70, 70)])
 @pytest.mark.parametrize("tokens", [33, 70, 230])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 def test_diagonals_with_neighbouring_offsets(
     shape: tuple[int, int, int], tokens: int, dtype: torch.dtype
 ) -> None:
