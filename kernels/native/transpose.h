@@ -5,8 +5,6 @@
 // thus applied while packing, for nothing.
 #pragma once
 
-#include <algorithm>
-
 #include "native/simd.h"
 
 namespace padst {
@@ -132,10 +130,6 @@ void unpack_features(const A* tile, int vectors, const int32_t* rows, int64_t to
         const int64_t feature = f + (i < width ? i : 0);
         const int64_t row = rows ? rows[feature] : feature;
         square[i] = load<V>(tile + (row * vectors + c) * lanes);
-      }
-      // Rows that lie apart are asked for while this square is transposed.
-      for (int64_t next = f + lanes; rows && next < std::min(f + 2 * lanes, last); ++next) {
-        __builtin_prefetch(tile + (rows[next] * vectors + c) * lanes);
       }
       transpose(square);
       for (int t = 0; t < lanes && t < tokens; ++t) {
