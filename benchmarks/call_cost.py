@@ -60,19 +60,18 @@ def run(settings: Settings) -> Table:
         for key, call in contestants().items()
         if key[0] in ("dense", *(settings.only or STRUCTURES))
     }
-    times = interleaved(dict(zip(map(str, chosen), chosen.values(), strict=True)), settings.rounds)
-    micro = {key: 1e6 * times[str(key)].median / CALLS for key in chosen}
-    rows: list[Row] = [
-        {
-            "structure": name,
-            "call": form,
-            "microseconds": round(time, 3),
-            "more_than_dense": round(time - micro["dense", form], 3),
-            "low_us": round(1e6 * times[str((name, form))].quartiles[0] / CALLS, 3),
-            "high_us": round(1e6 * times[str((name, form))].quartiles[1] / CALLS, 3),
+    timed = interleaved({str(key): call for key, call in chosen.items()}, settings.rounds)
+    times = dict(zip(chosen, timed.values(), strict=True))
+    rows: list[Row] = []
+    for (name, form), own in times.items():
+        more = own.median - times["dense", form].median
+        seconds = {
+            "microseconds": own.median,
+            "more_than_dense": more,
+            **dict(zip(("low_us", "high_us"), own.quartiles, strict=True)),
         }
-        for (name, form), time in micro.items()
-    ]
+        columns = {column: round(1e6 * each / CALLS, 3) for column, each in seconds.items()}
+        rows.append({"structure": name, "call": form, **columns})
     return Table(
         name="call_cost",
         title=f"a call of a layer of {FEATURES} x {FEATURES}, one token",

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from distributed_cases import Case, Training
 
 import padst_fx
+from padst_fx.folder_seal import is_sealed
 
 STEPS = 14
 EVERY = 4
@@ -31,7 +32,7 @@ def newest(folder: Path) -> int:
     done = [
         step
         for step in range(EVERY, STEPS + 1, EVERY)
-        if all((checkpoint(folder, case, step) / "padst_fx.json").is_file() for case in CASES)
+        if all(is_sealed(checkpoint(folder, case, step)) for case in CASES)
     ]
     return max(done, default=0)
 
