@@ -45,7 +45,7 @@ def run() -> list[Row]:
     dst = TimedDST(model, trainer.optimizer, "rigl", delta_t=3, t_end=10**9)
     times: dict[str, list[float]] = {"step": [], "bookkeeping": [], "finite": []}
     while len(times["finite"]) <= ROUNDS:
-        scoring = next(iter(dst.states)).layer.probe.requires_grad
+        scoring = next(iter(dst.states)).layer.scoring
         step, after = seconds(trainer.step), seconds(dst.step)
         if scoring:
             times["finite"].append(dst.spent)

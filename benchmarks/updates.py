@@ -29,7 +29,7 @@ def measure_updates(trainer: Trainer, rounds: int) -> dict[str, Timing]:
     dst = padst_fx.DST(trainer.model, trainer.optimizer, "rigl", delta_t=2, t_end=10**9)
     layer = next(m for m in trainer.model.modules() if isinstance(m, padst_fx.SparseLinear))
     while len(times["update"]) <= rounds:
-        kind = "scoring" if layer.probe.requires_grad else "plain"
+        kind = "scoring" if layer.scoring else "plain"
         times[kind].append(seconds(trainer.step))
         spent = seconds(dst.step)
         if kind == "scoring":

@@ -80,7 +80,7 @@ class LayerState:
     def arm(self) -> None:
         """Make the next forward of this layer a scoring one."""
         if self._handle is None:
-            probe = self.layer.probe.requires_grad_(True)
+            probe = self.layer.ask_for_scores()
             self._handle = probe.register_post_accumulate_grad_hook(self._collect)
 
     def disarm(self) -> None:
@@ -88,7 +88,7 @@ class LayerState:
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
-        self.layer.probe.requires_grad_(False)
+        self.layer.ask_for_scores(False)
         self.forget()
 
     def forget(self) -> None:

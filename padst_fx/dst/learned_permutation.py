@@ -90,7 +90,7 @@ class PermutationState:
             self.positions.copy_(positions)
             self.started = self.expected = None
         if self._handle is None:
-            probe = self.probe.requires_grad_(True)
+            probe = self.layer.ask_for_signal()
             self._handle = probe.register_post_accumulate_grad_hook(self._collect)
 
     def disarm(self) -> None:
@@ -98,7 +98,7 @@ class PermutationState:
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
-        self.probe.requires_grad_(False)
+        self.layer.ask_for_signal(False)
         self.forget()
 
     def forget(self) -> None:

@@ -29,8 +29,7 @@ def check_ready(model: Any) -> None:
 
 
 def _collects(layer: SparseLinear) -> bool:
-    probes = (layer.probe, layer.permutation_probe)
-    return any(probe is not None and probe.requires_grad for probe in probes)
+    return layer.scoring or layer.signalling
 
 
 def frozen_form(

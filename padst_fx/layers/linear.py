@@ -40,10 +40,10 @@ class SparseLinear(nn.Module):
     `padst_fx.DST` trains it. Buffers: `index`, where the values lie, and `perm`, int32
     `[in_features]` or of length 0 for the identity. Shapes, dtypes and addresses never change;
     `padst_fx.DST` writes into them. The attribute `probe` is neither: a tensor that no forward
-    reads, whose `requires_grad` makes a step a scoring one and whose gradient is the growth score.
+    reads, whose gradient in a scoring step (`ask_for_scores`) is the growth score.
     With a learned permutation `permutation_probe` does the same for the features that `positions`
-    read; otherwise both are None. `scorer` says what the probe collects: by default the pattern's
-    own growth scores.
+    read (`ask_for_signal`); otherwise both are None. `scorer` says what the probe collects: by
+    default the pattern's own growth scores.
 
     Input `[..., in_features]`, output `[..., out_features]`, both of the parameters' dtype (or
     autocast's). Raises `StructureError` for dimensions the structure does not divide,
@@ -58,8 +58,10 @@ class SparseLinear(nn.Module):
     perm: Tensor
     absent: Tensor
     probe: Tensor
+    scoring: bool
     positions: Tensor | None
     permutation_probe: Tensor | None
+    signalling: bool
     temperature: Tensor | None
 
     def __init__(
@@ -274,10 +276,10 @@ class SparseLinear(nn.Module):
         if self.permutation == "soft" and (matrix := self.soft_perm) is not None:
             x, perm = F.linear(x, matrix.to(x.dtype)), perm[:0]
         y = self.pattern.linear(x, self.effective_values(), index, perm, bias)
-        if self.probe.requires_grad:
+        if self.scoring:
             y = self.scorer.probe(y, x, index, perm, self.probe)
-        if self.permutation_probe is not None and self.permutation_probe.requires_grad:
-            assert self.positions is not None
+        if self.signalling:
+            assert self.positions is not None and self.permutation_probe is not None
             y = torch.ops.padst.permutation_probe(
                 y, x, self.perm, self.positions, self.permutation_probe
             )
@@ -325,8 +327,24 @@ class SparseLinear(nn.Module):
 
     def renew_probe(self) -> None:
         """New probes, without hooks and not asking for scores."""
+        self.scoring = self.signalling = False
         self.probe = self._empty_probe()
         self.permutation_probe = self._empty_permutation_probe()
+
+    def ask_for_scores(self, asked: bool = True) -> Tensor:
+        """Make the next forwards scoring ones, or plain ones again; returns the probe.
+
+        A compiled forward follows the attribute `scoring`: torch 2.11 does not notice that a
+        tensor which a graph does not read asks for a gradient.
+        """
+        self.scoring = asked
+        return self.probe.requires_grad_(asked)
+
+    def ask_for_signal(self, asked: bool = True) -> Tensor:
+        """Like `ask_for_scores`, for what learns a permutation; returns the permutation's probe."""
+        assert self.permutation_probe is not None
+        self.signalling = asked
+        return self.permutation_probe.requires_grad_(asked)
 
     def consider_positions(self, count: int) -> None:
         """Let scoring steps look at `count` positions of a learned permutation, the first ones.
@@ -334,6 +352,7 @@ class SparseLinear(nn.Module):
         Another count than before is another shape: call it before the model is compiled.
         """
         self.positions = torch.arange(count, dtype=torch.int32, device=self.values.device)
+        self.signalling = False
         self.permutation_probe = self._empty_permutation_probe()
 
     @staticmethod

@@ -82,7 +82,7 @@ def test_gradients_asked_for_by_name_leave_no_scores():
     model, optimizer, dst = managed("diag", "rigl")
     optimizer.step()
     dst.step()
-    assert all(state.layer.probe.requires_grad for state in dst.states)
+    assert all(state.layer.scoring for state in dst.states)
     parameters = {name: p.detach().requires_grad_() for name, p in model.named_parameters()}
     loss = functional_call(model, parameters, (batch(0),)).square().mean()
     torch.autograd.grad(loss, list(parameters.values()))

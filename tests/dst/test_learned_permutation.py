@@ -219,7 +219,7 @@ def test_a_copied_trio_goes_on_alike():
         train(*part, range(7, 14))
     assert same(original[0].state_dict(), others[0].state_dict())
     lone = copy.deepcopy(original[0])
-    assert all(not layer.permutation_probe.requires_grad for layer in layers(lone))
+    assert all(not layer.signalling for layer in layers(lone))
 
 
 def test_a_signal_that_is_not_finite_puts_the_update_off():
@@ -264,7 +264,7 @@ def test_after_t_end_and_close_permutations_stay():
     assert not any(train(model, optimizer, dst, range(5, 9)))
     assert all(torch.equal(m.perm, p) for m, p in zip(layers(model), before, strict=True))
     dst.close()
-    assert all(not layer.permutation_probe.requires_grad for layer in layers(model))
+    assert all(not layer.signalling for layer in layers(model))
 
 
 def test_a_checkpoint_keeps_the_kind(tmp_path):

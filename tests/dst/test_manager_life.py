@@ -80,7 +80,7 @@ def test_a_copied_trio_goes_on_alike():
 def test_a_model_copied_on_a_scoring_step_does_not_score():
     model = sparse_model()
     dst = DST(model, torch.optim.SGD(model.parameters(), 0.1), delta_t=1)
-    assert all(state.layer.probe.requires_grad for state in dst.states)
+    assert all(state.layer.scoring for state in dst.states)
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         loss_of(other).backward()
         layers = [m for m in other.modules() if isinstance(m, SparseLinear)]

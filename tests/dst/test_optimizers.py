@@ -340,7 +340,7 @@ def test_optimizers_refused_at_once(message):
     model = smooth_model()
     with pytest.raises(ValueError, match=message):
         DST(model, REFUSED[message](list(model.parameters())))
-    assert not any(layer.probe.requires_grad for layer in layers(model).values())
+    assert not any(layer.scoring for layer in layers(model).values())
 
 
 def test_torch_refuses_what_takes_no_dense_gradients_or_no_values_of_four_dimensions():

@@ -100,7 +100,7 @@ def test_a_failed_assignment_leaves_each_layer_before_or_after_its_move(monkeypa
         with pytest.raises(Fault):
             step(model, optimizer, dst, 2)
     assert_sound(model, optimizer)
-    assert not any(state.layer.probe.requires_grad for state in dst.states)
+    assert not any(state.layer.scoring for state in dst.states)
     assert [step(model, optimizer, dst, number) for number in (3, 4)] == [False, True]
     assert_sound(model, optimizer)
 

@@ -27,7 +27,7 @@ def export(given: nn.Module, path: Path, example: Any = None, **options: Any) ->
 def collecting() -> nn.Module:
     """As between two updates, in a step whose scores will be used."""
     given = model()
-    given[0].probe.requires_grad_(True)
+    given[0].ask_for_scores()
     return given
 
 

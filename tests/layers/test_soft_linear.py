@@ -63,7 +63,7 @@ def test_forward_and_gradients_equal_dense(case):
 @pytest.mark.parametrize("case", [c for c in CASES if not isinstance(c[0], NM)], ids=str)
 def test_growth_scores_are_of_the_inputs_that_the_structure_sees(case):
     layer = soft_layer(*case[:3], case[3])
-    layer.probe.requires_grad_(True)
+    layer.ask_for_scores()
     x = torch.randn(6, layer.in_features, dtype=torch.float64)
     y = layer(x)
     cotangent = torch.randn_like(y)
@@ -84,7 +84,7 @@ def test_growth_scores_of_nm_are_of_the_inputs_that_the_structure_sees():
     )
     seen = x @ soft.soft_perm.detach().t()
     for layer, inputs in ((soft, x), (plain, seen)):
-        layer.probe.requires_grad_(True)
+        layer.ask_for_scores()
         layer(inputs).square().sum().backward()
     torch.testing.assert_close(soft.probe.grad, plain.probe.grad)
 
@@ -175,7 +175,7 @@ def test_a_copy_is_its_own():
 
 def test_autocast_mixes_in_its_own_dtype():
     layer = soft_layer(Block(8), 32, 48).float()
-    layer.probe.requires_grad_(True)
+    layer.ask_for_scores()
     x = torch.randn(5, 32)
     expected = layer(x)
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -130,11 +130,11 @@ def test_units_survive_the_round_trip_through_the_index(case):
 def test_probe_gradient_is_the_norm_of_the_dense_gradient(case):
     structure, in_features, out_features, sparsity = case
     layer = sparse_layer(structure, in_features, out_features, sparsity)
-    layer.probe.requires_grad_(True)
+    layer.ask_for_scores()
     x = torch.randn(4, 3, in_features, dtype=torch.float64)
     cotangent = torch.randn(4, 3, out_features, dtype=torch.float64)
     plain = copy.deepcopy(layer)
-    plain.probe.requires_grad_(False)
+    plain.ask_for_scores(False)
     y = layer(x)
     torch.testing.assert_close(y, plain(x))
     y.backward(cotangent)
@@ -214,7 +214,7 @@ def test_a_layer_made_on_meta_takes_a_state_dict(bias):
     layer.load_state_dict(source.state_dict(), assign=True)
     x = torch.randn(3, 24)
     assert torch.equal(layer(x), source(x))
-    layer.probe.requires_grad_(True)
+    layer.ask_for_scores()
     layer(x).sum().backward()
     assert layer.probe.grad.device.type == "cpu"
 

@@ -38,7 +38,7 @@ def test_the_gradient_of_the_probe_is_the_signal(structure, sparsity):
     plain = made(x)
     cotangent = torch.randn_like(plain)
     gradients = torch.autograd.grad(plain, (x, made.values, made.bias), cotangent)
-    probe = made.permutation_probe.requires_grad_()
+    probe = made.ask_for_signal()
     scoring = made(x)
     scoring.backward(cotangent)
     assert torch.equal(scoring, plain)
@@ -49,7 +49,7 @@ def test_the_gradient_of_the_probe_is_the_signal(structure, sparsity):
 
 def test_parts_of_a_batch_add_up():
     made = layer(Diag(), 0.75)
-    probe = made.permutation_probe.requires_grad_()
+    probe = made.ask_for_signal()
     x, cotangent = (torch.randn(8, n, dtype=torch.float64) for n in (16, 24))
     for part in (slice(0, 2), slice(2, 8)):
         made(x[part]).backward(cotangent[part])
@@ -58,7 +58,7 @@ def test_parts_of_a_batch_add_up():
 
 def test_tokens_of_a_single_sample_take_turns():
     made = layer(Diag(), 0.75)
-    probe = made.permutation_probe.requires_grad_()
+    probe = made.ask_for_signal()
     x, cotangent = (torch.randn(1, 7, n, dtype=torch.float64) for n in (16, 24))
     made(x).backward(cotangent)
     torch.testing.assert_close(probe.grad, expected(made, x[0], cotangent[0]))
@@ -66,7 +66,7 @@ def test_tokens_of_a_single_sample_take_turns():
 
 def test_both_probes_share_a_step():
     made = layer(Block(4), 0.5)
-    probe, other = made.permutation_probe.requires_grad_(), made.probe.requires_grad_()
+    probe, other = made.ask_for_signal(), made.ask_for_scores()
     x, cotangent = (torch.randn(8, n, dtype=torch.float64) for n in (16, 24))
     made(x).backward(cotangent)
     torch.testing.assert_close(probe.grad, expected(made, x, cotangent))
@@ -77,7 +77,7 @@ def test_both_probes_share_a_step():
 
 def test_under_autocast_the_signal_is_float32():
     made = layer(Diag(), 0.75, torch.float32)
-    probe = made.permutation_probe.requires_grad_()
+    probe = made.ask_for_signal()
     x = torch.randn(64, 16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = made(x)

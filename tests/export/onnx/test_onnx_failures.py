@@ -38,7 +38,7 @@ def test_training_mode(model, tmp_path):
 
 
 def test_growth_scores(model, tmp_path):
-    model[0].probe.requires_grad_(True)
+    model[0].ask_for_scores()
     refused(tmp_path, ValueError, r"0 collects growth scores: .*DST.step\(\)", model, X)
 
 

@@ -13,10 +13,14 @@ from torch import Tensor, nn
 
 import padst_fx
 from padst_fx.export.tensorrt import EngineReport
+from padst_fx.export.tensorrt.requirements import LIBRARIES
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.skipif(
+        not any(map(find_spec, LIBRARIES)), reason=f"needs {' or '.join(LIBRARIES.values())}"
+    ),
 ]
 BATCH = torch.export.Dim("batch", min=1, max=64)
 STRUCTURES = {
