@@ -1,8 +1,10 @@
 """`python -m benchmarks.gpu`: sparse layers against dense cuBLAS on this CUDA device, in bf16.
 
-Every product is checked against plain torch first; a wrong one ends the program. With up to 64
-tokens both sides are replays of CUDA graphs. Times are medians, the calls take turns and the
-second-level cache is flushed before each. `goal` is the target's speed-up, empty where none is set.
+Every product is checked against plain torch first; a wrong one ends the program. Both sides are
+replays of CUDA graphs over several layers, 32 with up to 64 tokens and 4 with more, so that neither
+launches nor weights left in a cache are measured; a time is a layer's. cuSPARSE is called as torch
+calls it, since it cannot be captured. Times are medians, the calls take turns and the second-level
+cache is flushed before each. `goal` is the target's speed-up, empty where none is set.
 """
 
 from __future__ import annotations
@@ -17,13 +19,14 @@ from torch import Tensor
 
 from benchmarks import results_file
 from benchmarks.gpu_check import check, expected
-from benchmarks.gpu_device import captured, microseconds, require_cuda, versions
+from benchmarks.gpu_device import Times, captured, microseconds, repeated, require_cuda, versions
 from benchmarks.gpu_roofline import MATRIX_OPERATIONS, floor
 from benchmarks.gpu_work import PARTS, STRUCTURES, TWO_FOUR, Work
+from padst_fx.kernels.two_four.library import PACKED
 
 SIZES = ((4096, 4096), (8192, 8192))
 TOKENS = (1, 16, 64, 4096)
-GRAPHED_TOKENS = 64
+FEW_TOKENS = 64
 
 
 def goal(work: Work) -> float | None:
@@ -44,22 +47,28 @@ def works() -> Iterator[Work]:
     for out, inputs in SIZES:
         for name in STRUCTURES:
             for tokens in TOKENS:
-                for part in PARTS if tokens > GRAPHED_TOKENS else ("forward",):
+                for part in PARTS if tokens > FEW_TOKENS else ("forward",):
                     yield Work(name, part, out, inputs, tokens)
         for name in TWO_FOUR:
             yield Work(name, "forward", out, inputs, 4096)
 
 
-def dense_call(work: Work, tensors: dict[str, Tensor]) -> Callable[[], Tensor]:
-    """The same part of a dense layer: one cuBLAS product."""
-    weight = torch.randn(work.out, work.inputs, device="cuda").to(work.dtype)
+def dense_call(work: Work, tensors: dict[str, Tensor]) -> Callable[[int], Tensor]:
+    """The same part of dense layers: one cuBLAS product each."""
+    shape = (work.layers, work.out, work.inputs)
+    weights = torch.empty(shape, dtype=work.dtype, device="cuda").normal_()
     x, grad, bias = tensors["x"], tensors["grad"], tensors["bias"]
-    calls: dict[str, Callable[[], Tensor]] = {
-        "forward": lambda: F.linear(x, weight, bias),
-        "input_grad": lambda: grad @ weight,
-        "weight_grad": lambda: grad.t() @ x,
+    calls: dict[str, Callable[[int], Tensor]] = {
+        "forward": lambda i: F.linear(x, weights[i], bias),
+        "input_grad": lambda i: grad @ weights[i],
+        "weight_grad": lambda i: grad.t() @ x,
     }
     return calls[work.part]
+
+
+def sparse_call(work: Work, tensors: dict[str, Tensor]) -> Callable[[int], Tensor]:
+    calls = [work.call(layer) for layer in work.sets(tensors, work.layers)]
+    return lambda i: calls[i]()
 
 
 def csr_call(work: Work, tensors: dict[str, Tensor]) -> Callable[[], Tensor]:
@@ -72,30 +81,53 @@ def csr_call(work: Work, tensors: dict[str, Tensor]) -> Callable[[], Tensor]:
     return lambda: sparse @ columns
 
 
+def library_times(work: Work, tensors: dict[str, Tensor], rounds: int) -> dict[str, Any]:
+    """cuSPARSELt on 2:4 weights: alone, in a graph, and with what torch takes to call it."""
+    if work.structure not in TWO_FOUR:
+        return {"library_microseconds": "", "library_call_microseconds": ""}
+    weight = PACKED.get(tensors["values"], tensors["index"])
+
+    def call() -> Tensor:
+        with torch.no_grad():
+            return F.linear(tensors["x"], weight, tensors["bias"])
+
+    check(work, call(), expected(work, tensors))
+    times = microseconds({"graph": captured(call), "call": call}, rounds)
+    return {
+        "library_microseconds": round(times["graph"].median, 2),
+        "library_call_microseconds": round(times["call"].median, 2),
+    }
+
+
 def measure(work: Work, rounds: int) -> dict[str, Any]:
     """Check, then time one product and its dense counterpart."""
     tensors = work.tensors("cuda")
-    calls: dict[str, Callable[[], object]] = {"sparse": work.call(tensors)}
     check(work, work.call(tensors)(), expected(work, tensors))
-    calls["dense"] = dense_call(work, tensors)
-    if work.tokens <= GRAPHED_TOKENS:
-        calls = {name: captured(call) for name, call in calls.items()}
-    if work.structure == "Diag()" and work.part == "forward" and work.tokens <= GRAPHED_TOKENS:
-        calls["csr"] = csr_call(work, tensors)
-    times = microseconds(calls, rounds)
+    calls: dict[str, Callable[[], object]] = {
+        "sparse": repeated(sparse_call(work, tensors), work.layers),
+        "dense": repeated(dense_call(work, tensors), work.layers),
+    }
+    times = {
+        name: Times([taken / work.layers for taken in own.rounds])
+        for name, own in microseconds(calls, rounds).items()
+    }
+    if work.structure == "Diag()" and work.part == "forward":
+        times |= microseconds({"csr": csr_call(work, tensors)}, rounds)
     seconds, _ = floor(work.bytes(), work.operations(), MATRIX_OPERATIONS)
-    wanted = goal(work)
+    sparse, dense = times["sparse"], times["dense"]
     return {
         "structure": work.structure,
         "part": work.part,
         "out": work.out,
         "in": work.inputs,
         "tokens": work.tokens,
-        "microseconds": round(times["sparse"], 2),
-        "dense_microseconds": round(times["dense"], 2),
-        "csr_microseconds": round(times["csr"], 2) if "csr" in times else "",
-        "speedup": round(times["dense"] / times["sparse"], 3),
-        "goal": wanted or "",
+        "microseconds": round(sparse.median, 2),
+        "dense_microseconds": round(dense.median, 2),
+        "csr_microseconds": round(times["csr"].median, 2) if "csr" in times else "",
+        **library_times(work, tensors, rounds),
+        "speedup": round(dense.median / sparse.median, 3),
+        "spread": round(max(sparse.spread, dense.spread), 3),
+        "goal": goal(work) or "",
         "h100_floor_us": round(seconds * 1e6, 2),
         "rounds": rounds,
     }

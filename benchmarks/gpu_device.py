@@ -5,11 +5,28 @@ from __future__ import annotations
 import statistics
 import sys
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 FLUSHED_BYTES = 256 * 2**20
+
+
+class Times(NamedTuple):
+    """Microseconds of a call, one number a round."""
+
+    rounds: list[float]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.rounds)
+
+    @property
+    def spread(self) -> float:
+        """The distance between the quartiles, of the median."""
+        low, _, high = statistics.quantiles(self.rounds, n=4)
+        return (high - low) / self.median
 
 
 def require_cuda(program: str) -> torch.device:
@@ -32,6 +49,16 @@ def versions() -> dict[str, str]:
     }
 
 
+def repeated(call: Callable[[int], object], times: int) -> Callable[[], object]:
+    """``call`` with 0, 1, ... as one call, and as one CUDA graph: no time between launches."""
+
+    def calls() -> None:
+        for i in range(times):
+            call(i)
+
+    return captured(calls)
+
+
 def captured(call: Callable[[], object]) -> Callable[[], object]:
     """``call`` as the replay of a CUDA graph, after a warm-up on a side stream."""
     stream = torch.cuda.Stream()
@@ -46,8 +73,8 @@ def captured(call: Callable[[], object]) -> Callable[[], object]:
     return graph.replay
 
 
-def microseconds(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median time of each call on the device, the calls taking turns, caches flushed before each.
+def microseconds(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, Times]:
+    """Times of each call on the device, the calls taking turns, caches flushed before each.
 
     Weights of a whole model do not stay in the second-level cache between two uses; a kernel timed
     over and over on one layer would find them there.
@@ -59,7 +86,7 @@ def microseconds(calls: dict[str, Callable[[], object]], rounds: int) -> dict[st
     for _ in range(rounds):
         for name, call in calls.items():
             times[name].append(_timed(call, flush))
-    return {name: statistics.median(own) for name, own in times.items()}
+    return {name: Times(own) for name, own in times.items()}
 
 
 def _timed(call: Callable[[], object], flush: Tensor) -> float:

@@ -63,6 +63,15 @@ class Work:
         made = {name: self._random(shape, device, generator) for name, shape in shapes.items()}
         return {**made, "index": index, "perm": torch.empty(0, dtype=torch.int32, device=device)}
 
+    def sets(self, tensors: dict[str, Tensor], count: int) -> list[dict[str, Tensor]]:
+        """``count`` layers that share everything but the memory of their values."""
+        return [{**tensors, "values": tensors["values"].clone()} for _ in range(count)]
+
+    @property
+    def layers(self) -> int:
+        """So many that their weights, sparse too, do not stay in the second-level cache."""
+        return 32 if self.tokens <= 64 else 4
+
     def _random(self, shape: tuple[int, ...], device: str, generator: torch.Generator) -> Tensor:
         if device == "meta":
             return torch.empty(shape, dtype=self.dtype, device="meta")

@@ -18,8 +18,11 @@ from padst_fx.kernels.triton_layout_kernels import as_offset, tile_of_program
 
 @triton.constexpr_function
 def within_entries(GROUP, BLOCK_C):
-    """Whether a step takes columns of one entry: groups of 16 and more that fill no step evenly."""
-    return GROUP >= 16 and BLOCK_C % GROUP != 0
+    """Whether a step takes columns of one entry, which is then looked up once for all of them.
+
+    So it is for groups of 16 and more, unless several fill a step evenly.
+    """
+    return GROUP >= 16 and (BLOCK_C <= GROUP or BLOCK_C % GROUP != 0)
 
 
 @triton.jit
@@ -235,29 +238,46 @@ def entry_lists_kernel(
 
 
 @triton.jit
-def block_of_terms(order_ptr, step, count, TILE: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Step number ``step`` through the TILE terms of ``count`` entries: (entry, term, mask)."""
-    if within_entries(TILE, BLOCK_C):
-        steps: tl.constexpr = (TILE + BLOCK_C - 1) // BLOCK_C
-        v = step % steps * BLOCK_C + tl.arange(0, BLOCK_C)
-        entry = tl.load(order_ptr + step // steps + tl.zeros((BLOCK_C,), tl.int32))
-        return entry, v, v < TILE
+def cyclic_entries(
+    index_ptr, block, row_blocks, entries, blocks, ENTRIES: tl.constexpr
+):
+    """Which entries of a cyclic index add to ``block``: (first, how many from it, how many at all).
+
+    Entry e of row block r adds to block ``(index[0, e] + r) mod blocks``. The offsets ascend, so
+    those with a row block for this block stand together, or at the start and at the end.
+    """
+    e = tl.arange(0, ENTRIES)
+    offset = tl.load(index_ptr + e, mask=e < entries, other=blocks)
+    first = tl.sum((offset <= block - row_blocks).to(tl.int32), axis=0)
+    straight = tl.sum((offset <= block).to(tl.int32), axis=0) - first
+    wrapped = (offset > block - row_blocks + blocks) & (e < entries)
+    return first, straight, straight + tl.sum(wrapped.to(tl.int32), axis=0)
+
+
+@triton.jit
+def entry_at(
+    order_ptr, i, mask, first, straight, count, block, blocks, entries, CYCLIC: tl.constexpr
+):
+    """Number ``i`` of the entries that add to ``block``: calculated, or read from the list."""
+    if CYCLIC:
+        e = tl.where(i < straight, first + i, entries - count + i)
+        r = block - tl.load(order_ptr + e, mask=mask, other=0)
+        return tl.where(r < 0, r + blocks, r) * entries + e
     else:
-        c = step * BLOCK_C + tl.arange(0, BLOCK_C)
-        mask = c // TILE < count
-        return tl.load(order_ptr + c // TILE, mask=mask, other=0), c % TILE, mask
+        return tl.load(order_ptr + first + i, mask=mask, other=0)
 
 
 @triton.jit
 def scatter_dot_kernel(
     source_ptr,  # [readable, R * TILE]
     values_ptr,  # [R, E, GROUP, TILE]
-    order_ptr,  # [R * E]: entries sorted by the block of GROUP outputs they add to
-    starts_ptr,  # [blocks + 1]: where each block's entries start in the order
+    order_ptr,  # [R * E]: entries sorted by the block they add to; the index itself if CYCLIC
+    starts_ptr,  # [blocks + 1]: where each block's entries start in the order; not read if CYCLIC
     perm_ptr,
     bias_ptr,
     tokens,
     readable,
+    row_blocks,
     entries,
     blocks,
     source_stride_m,
@@ -265,6 +285,8 @@ def scatter_dot_kernel(
     result_ptr,  # [M, blocks * GROUP], contiguous
     GROUP: tl.constexpr,
     TILE: tl.constexpr,
+    CYCLIC: tl.constexpr,
+    ENTRIES: tl.constexpr,
     READ_PERM: tl.constexpr,
     WRITE_PERM: tl.constexpr,
     HAS_BIAS: tl.constexpr,
@@ -282,17 +304,35 @@ def scatter_dot_kernel(
     block = part // tiles
     s = part % tiles * BLOCK_V + tl.arange(0, BLOCK_V)
     rows = source_ptr + as_offset(m, LONG) * source_stride_m
-    first = tl.load(starts_ptr + block)
-    count = tl.load(starts_ptr + block + 1) - first
+    if CYCLIC:
+        first, straight, count = cyclic_entries(
+            order_ptr, block, row_blocks, entries, blocks, ENTRIES
+        )
+    else:
+        first = tl.load(starts_ptr + block)
+        count = tl.load(starts_ptr + block + 1) - first
+        straight = count
     total = tl.zeros((BLOCK_M, BLOCK_V), dtype=tl.float32)
     for step in range(column_steps(count, TILE, BLOCK_C)):
-        entry, v, mask = block_of_terms(order_ptr + first, step, count, TILE, BLOCK_C)
+        if within_entries(TILE, BLOCK_C):
+            steps: tl.constexpr = (TILE + BLOCK_C - 1) // BLOCK_C
+            i, present = step // steps, True
+            v = step % steps * BLOCK_C + tl.arange(0, BLOCK_C)
+            mask = v < TILE
+        else:
+            c = step * BLOCK_C + tl.arange(0, BLOCK_C)
+            i, v = c // TILE, c % TILE
+            present = i < count
+            mask = present
+        entry = entry_at(
+            order_ptr, i, present, first, straight, count, block, blocks, entries, CYCLIC
+        )
         column = entry // entries * TILE + v
         if READ_PERM:
             column = tl.load(perm_ptr + column, mask=mask, other=0)
         where = rows[:, None] + as_offset(column, LONG)[None, :] * source_stride_f
         left = tl.load(where, mask=(m < readable)[:, None] & mask[None, :], other=0.0)
-        weights = values_ptr + as_offset(entry, LONG) * (GROUP * TILE) + v
+        weights = values_ptr + (as_offset(entry, LONG) * (GROUP * TILE) + v)
         weights = weights[:, None] + s[None, :] * TILE
         right = tl.load(weights, mask=mask[:, None] & (s < GROUP)[None, :], other=0.0)
         total = tl.dot(left, right, total, input_precision=PRECISION)

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from padst_fx.kernels import triton_call
+from padst_fx.kernels import dense_products, triton_call
 from padst_fx.kernels.activation import check_name
+from padst_fx.kernels.gather_gemm import triton_dense
 from padst_fx.kernels.gather_gemm.columns import entries_per_window
 from padst_fx.kernels.gather_gemm.triton_weight_grad import outer_product
 from padst_fx.kernels.integers import ceil_div, power_of_two
@@ -133,17 +134,21 @@ def _scatter_product(
     window: int,
     features: int,
     activation: str,
+    cyclic: bool,
 ) -> Tensor:
     """Outputs [M, features], each the sum over the entries that cover it; no atomics.
 
-    Without a bias the permutation is on the result's side.
+    Without a bias the permutation is on the result's side. Entries of a cyclic index are found
+    without a list where entries are wide enough for tl.dot.
     """
     tokens, dtype = source.shape[0], source.dtype
     row_blocks, entries, group, tile = values.shape
     blocks, terms = features // group, ceil_div(row_blocks * entries * group, features) * tile
-    order, starts = entry_lists(index, group, window, features)
     result = torch.empty((tokens, features), dtype=dtype, device=source.device)
     dot = group >= SMALLEST_DOT and tile >= SMALLEST_DOT and dtype != torch.float64
+    cyclic = cyclic and dot
+    index = index.contiguous()
+    order, starts = (index, index) if cyclic else entry_lists(index, group, window, features)
     source, reads_perm, writes_perm, undoes_perm = arranged(
         source, perm, bias is None, adjacent=tile if dot else 1
     )
@@ -151,11 +156,18 @@ def _scatter_product(
     if dot:
         problem = Problem("scatter_dot", dtype, tokens, (blocks, tile, group, terms))
         tiles = lookup(source.device, problem)
-        kernel, constants["PRECISION"] = _kernels().scatter_dot_kernel, dot_precision(dtype)
+        kernel = _kernels().scatter_dot_kernel
+        numbers: tuple[int, ...] = (row_blocks, entries, blocks)
+        constants = {
+            "PRECISION": dot_precision(dtype),
+            "CYCLIC": cyclic,
+            "ENTRIES": power_of_two(entries) if cyclic else 1,
+        }
         programs = blocks * ceil_div(group, tiles["BLOCK_V"])
     else:
         tiles = lookup(source.device, Problem("scatter_sum", dtype, tokens, (features, terms)))
         kernel, constants["WIDE"] = _kernels().scatter_sum_kernel, dtype == torch.float64
+        numbers = (entries, blocks)
         programs = ceil_div(features, tiles["BLOCK_F"])
     triton_call.launch(
         kernel,
@@ -168,8 +180,7 @@ def _scatter_product(
         values if bias is None else bias.contiguous(),
         tokens,
         source.shape[0],
-        entries,
-        blocks,
+        *numbers,
         source.stride(0),
         source.stride(1),
         result,
@@ -186,6 +197,28 @@ def _scatter_product(
     return unpermuted(result, perm) if undoes_perm else result
 
 
+def _through_dense(part: str, source: Tensor, values: Tensor, listed: int, narrow: bool) -> bool:
+    """Whether a product of values [R, E, G, V] with ``listed`` features goes through a matrix.
+
+    ``narrow``: the product's own kernel wants groups as wide as tiles.
+    """
+    row_blocks, _, group, tile = values.shape
+    width = min(group, tile) if narrow else tile
+    blocked = row_blocks * tile
+    return dense_products.is_faster(
+        part, source, blocked, listed, values.numel(), width if width >= SMALLEST_DOT else 1
+    )
+
+
+def _weight_grad_through_dense(
+    grad: Tensor, index: Tensor, group: int, blocked: int, listed: int
+) -> bool:
+    """Whether the gradient of values [R, E, ``group``, V] is read out of a dense one."""
+    tile = blocked // index.shape[0]
+    weights, width = index.numel() * group * tile, tile if tile >= SMALLEST_DOT else 1
+    return dense_products.is_faster("weight_grad", grad, blocked, listed, weights, width)
+
+
 def gather_gemm_forward(
     x: Tensor,
     values: Tensor,
@@ -197,26 +230,47 @@ def gather_gemm_forward(
 ) -> Tensor:
     """``act(x[:, perm] @ S.T + bias)``: x [M, I], values [R, E, G, V], index [R, E] -> [M, R*V]."""
     check_name(activation)
+    call = (x, values, index, perm, bias)
     if window != 4 or not two_four.is_faster(x, values):
-        return _gather_product(x, values, index, perm, bias, window, activation)
+        return _gather_forward(*call, window, activation)
     sizes = (x.shape, values.shape, perm.numel(), bias.numel())
     if two_four.is_new(x.device, x.dtype, x.stride(), sizes, activation):
         # A CUDA graph takes the kernel, which cannot be compiled while the graph is captured.
-        _gather_product(x, values, index, perm, bias, window, activation)
-    return two_four.forward(x, values, index, perm, bias, activation)
+        _gather_forward(*call, window, activation)
+    return two_four.forward(*call, activation)
+
+
+def _gather_forward(
+    x: Tensor,
+    values: Tensor,
+    index: Tensor,
+    perm: Tensor,
+    bias: Tensor,
+    window: int,
+    activation: str,
+) -> Tensor:
+    if _through_dense("forward", x, values, x.shape[1], narrow=False):
+        return triton_dense.gather_gemm_forward(x, values, index, perm, bias, window, activation)
+    return _gather_product(x, values, index, perm, bias, window, activation)
 
 
 def gather_gemm_input_grad(
     grad: Tensor, values: Tensor, index: Tensor, perm: Tensor, window: int, in_features: int
 ) -> Tensor:
     """``grad @ S`` written through ``perm``: grad [M, R*V] -> [M, I]."""
-    return _scatter_product(grad, values, index, perm, None, window, in_features, "none")
+    if _through_dense("input_grad", grad, values, in_features, narrow=True):
+        return triton_dense.gather_gemm_input_grad(grad, values, index, perm, window, in_features)
+    return _scatter_product(
+        grad, values, index, perm, None, window, in_features, "none", cyclic=False
+    )
 
 
 def gather_gemm_weight_grad(
     grad: Tensor, x: Tensor, index: Tensor, perm: Tensor, window: int, group: int
 ) -> Tensor:
     """The entries of ``grad.T @ x[:, perm]`` under the index: [R, E, G, V]."""
+    if _weight_grad_through_dense(grad, index, group, grad.shape[1], x.shape[1]):
+        return triton_dense.gather_gemm_weight_grad(grad, x, index, perm, window, group)
     return outer_product(x, grad, index, perm, window, group, blocked_perm=False)
 
 
@@ -229,13 +283,24 @@ def scatter_gemm_forward(
     out_features: int,
     activation: str,
 ) -> Tensor:
-    """The transposed form: x [M, R*V], values [R, E, G, V], index [R, E] -> [M, O]."""
+    """The transposed form: x [M, R*V], values [R, E, G, V], index [R, E] -> [M, O].
+
+    The index is cyclic: ``index[r, e] = (index[0, e] + r) mod (O / G)``, its first row ascends.
+    """
     check_name(activation)
-    return _scatter_product(x, values, index, perm, bias, out_features, out_features, activation)
+    if _through_dense("forward", x, values, out_features, narrow=True):
+        return triton_dense.scatter_gemm_forward(
+            x, values, index, perm, bias, out_features, activation
+        )
+    return _scatter_product(
+        x, values, index, perm, bias, out_features, out_features, activation, cyclic=True
+    )
 
 
 def scatter_gemm_input_grad(grad: Tensor, values: Tensor, index: Tensor, perm: Tensor) -> Tensor:
     """The input's gradient in the transposed form: grad [M, O] -> [M, R*V]."""
+    if _through_dense("input_grad", grad, values, grad.shape[1], narrow=False):
+        return triton_dense.scatter_gemm_input_grad(grad, values, index, perm)
     return _gather_product(grad, values, index, perm, None, grad.shape[1], "none")
 
 
@@ -243,4 +308,6 @@ def scatter_gemm_weight_grad(
     grad: Tensor, x: Tensor, index: Tensor, perm: Tensor, group: int
 ) -> Tensor:
     """The values' gradient in the transposed form: [R, E, G, V]."""
+    if _weight_grad_through_dense(grad, index, group, x.shape[1], grad.shape[1]):
+        return triton_dense.scatter_gemm_weight_grad(grad, x, index, perm, group)
     return outer_product(grad, x, index, perm, grad.shape[1], group, blocked_perm=True)

@@ -12,10 +12,12 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from padst_fx.kernels import triton_call
+from padst_fx.kernels import dense_products, triton_call
 from padst_fx.kernels.activation import check_name
 from padst_fx.kernels.integers import ceil_div
 from padst_fx.kernels.precision import accumulation_dtype
+from padst_fx.kernels.shift import triton_dense
+from padst_fx.kernels.shift.triton_slots import diagonal_slots
 from padst_fx.kernels.tiles.problem import Problem
 from padst_fx.kernels.tiles.table import lookup
 from padst_fx.kernels.triton_call import dot_precision, has_matrix_units, needs_long
@@ -91,6 +93,10 @@ def shift_forward(
 ) -> Tensor:
     """``act(x[:, perm] @ S.T + bias)``: x [M, I], values [K, D], offsets [K] -> [M, O]."""
     check_name(activation)
+    if dense_products.is_faster("forward", x, out_features, x.shape[1], values.numel(), 1):
+        return triton_dense.shift_forward(
+            x, values, offsets, perm, bias, out_features, activation
+        )
     spread = out_features >= x.shape[1]
     return _product(x, values, offsets, perm, bias, out_features, activation, spread)
 
@@ -99,6 +105,8 @@ def shift_input_grad(
     grad: Tensor, values: Tensor, offsets: Tensor, perm: Tensor, in_features: int
 ) -> Tensor:
     """``grad @ S`` written through ``perm``: grad [M, O] -> [M, I]."""
+    if dense_products.is_faster("input_grad", grad, grad.shape[1], in_features, values.numel(), 1):
+        return triton_dense.shift_input_grad(grad, values, offsets, perm, in_features)
     spread = grad.shape[1] < in_features
     return _product(grad, values, offsets, perm, None, in_features, "none", spread)
 
@@ -106,9 +114,13 @@ def shift_input_grad(
 def shift_weight_grad(grad: Tensor, x: Tensor, offsets: Tensor, perm: Tensor) -> Tensor:
     """The entries of ``grad.T @ x[:, perm]`` on the diagonals: [K, D].
 
-    With matrix units and many tokens the dense gradient is formed tile by tile and its active
-    entries kept; otherwise every diagonal is summed by itself.
+    With matrix units and many tokens the dense gradient is formed, as a whole or tile by tile,
+    and its active entries kept; otherwise every diagonal is summed by itself.
     """
+    (out, inputs), diagonals = (grad.shape[1], x.shape[1]), offsets.shape[0]
+    weights = diagonals * min(out, inputs)
+    if dense_products.is_faster("weight_grad", grad, out, inputs, weights, 1):
+        return triton_dense.shift_weight_grad(grad, x, offsets, perm)
     present = perm if perm.numel() else None
     if grad.shape[0] >= FEWEST_DOT_TOKENS and has_matrix_units(grad.dtype):
         x = permuted_rows(x, present)
@@ -151,17 +163,7 @@ def _weight_grad_of_diagonals(still: Tensor, moving: Tensor, offsets: Tensor) ->
 
 def _weight_grad_of_dense(still: Tensor, moving: Tensor, offsets: Tensor) -> Tensor:
     (tokens, short), long, diagonals = still.shape, moving.shape[1], offsets.shape[0]
-    slots = torch.empty(long, dtype=torch.int32, device=still.device)
-    triton_call.launch(
-        _kernels().diagonal_slots_kernel,
-        ceil_div(long, 64),
-        offsets.contiguous(),
-        diagonals,
-        long,
-        slots,
-        BLOCK=64,
-        BLOCK_K=64,
-    )
+    slots = diagonal_slots(offsets, long)
     tiles = lookup(
         still.device, Problem("shift_weight_grad_dot", still.dtype, tokens, (short, long))
     )

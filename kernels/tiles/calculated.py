@@ -30,7 +30,16 @@ SIZES = {
     "outer_sum": ("values",),
     "outer_windows": ("result_features", "window"),
     "two_four": ("out_features", "in_features"),
+    "dense_forward": ("out_features", "in_features", "weights", "width"),
+    "dense_input_grad": ("out_features", "in_features", "weights", "width"),
+    "dense_weight_grad": ("out_features", "in_features", "weights", "width"),
 }
+# Measured on an H100: the time of an operation in a product's own kernel, of one in cuBLAS; the
+# tokens in whose time cuBLAS reads a dense matrix that was just written; and how many multiply-adds
+# take cuSPARSELt as long as torch takes to call it.
+SLOWEST, SLOWNESS_TIMES_WIDTH = 80, 220
+TOKENS_OF_A_MATRIX = 700
+PRODUCTS_OF_A_CALL = 4e11
 
 
 def edge(size: int, largest: int) -> int:
@@ -50,11 +59,14 @@ def lanes(problem: Problem) -> Tiles:
         wide = 32 if problem.dtype == torch.float64 else 64
         return {"BLOCK_M": wide, "BLOCK_F": 32, "BLOCK_K": 1, "UNROLL": 4, "num_warps": 4}
     tokens = power_of_two(problem.tokens)
-    tokens = max(16, tokens) if problem.tokens > LANES_ABOVE else tokens
-    width = 32 if features >= 32 * PROGRAMS else 16
-    deep = min(power_of_two(terms), max(1, _sums(problem) // (width * tokens)))
-    warps = 8 if width * tokens * deep > SUMS // 2 else 4
-    return {"BLOCK_M": tokens, "BLOCK_F": width, "BLOCK_K": deep, "UNROLL": 1, "num_warps": warps}
+    many = features >= 32 * PROGRAMS
+    if problem.tokens <= LANES_ABOVE:
+        sums = _sums(problem) // (2 if many else 1)
+        deep = min(power_of_two(terms), max(1, sums // (16 * tokens)))
+        return {"BLOCK_M": tokens, "BLOCK_F": 16, "BLOCK_K": deep, "UNROLL": 1, "num_warps": 4}
+    width, tokens = 16 if many else 8, max(16, tokens)
+    deep = min(power_of_two(terms), max(1, _sums(problem) // (2 * width * tokens)))
+    return {"BLOCK_M": tokens, "BLOCK_F": width, "BLOCK_K": deep, "UNROLL": 4, "num_warps": 8}
 
 
 def shift_weight_grad(problem: Problem) -> Tiles:
@@ -138,9 +150,18 @@ def outer_windows(problem: Problem) -> Tiles:
 
 
 def two_four(problem: Problem) -> Tiles:
-    """Whether 2:4 weights go to torch's semi-structured matmul: where tokens fill its tiles."""
-    small = min(problem.sizes) < 256
-    return {"LIBRARY": int(problem.dtype_class == "half" and problem.tokens >= 64 and not small)}
+    """Whether 2:4 weights go to torch's semi-structured matmul: where it outlasts its own call."""
+    out, inputs = problem.sizes
+    large = problem.tokens * out * inputs >= PRODUCTS_OF_A_CALL
+    return {"LIBRARY": int(problem.dtype_class == "half" and large)}
+
+
+def through_dense(problem: Problem) -> Tiles:
+    """Whether a product writes its weight out as a dense matrix and leaves the rest to cuBLAS."""
+    out, inputs, weights, width = problem.sizes
+    own = weights / (out * inputs) * min(SLOWEST, SLOWNESS_TIMES_WIDTH / width)
+    dense = 1 + TOKENS_OF_A_MATRIX / max(1, problem.tokens)
+    return {"DENSE": int(problem.dtype_class == "half" and own > dense)}
 
 
 RULES: dict[str, Callable[[Problem], Tiles]] = {
@@ -155,6 +176,9 @@ RULES: dict[str, Callable[[Problem], Tiles]] = {
     "outer_sum": outer_sum,
     "outer_windows": outer_windows,
     "two_four": two_four,
+    "dense_forward": through_dense,
+    "dense_input_grad": through_dense,
+    "dense_weight_grad": through_dense,
 }
 
 

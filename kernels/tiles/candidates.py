@@ -22,6 +22,8 @@ AXES: dict[str, tuple[int, ...]] = {
     "num_warps": (1, 2, 4, 8, 16),
     "num_stages": (2, 3, 5, 7, 9),
 }
+# One way or the other, where the rest are sizes.
+CHOICES = {"LIBRARY", "DENSE"}
 SUMMED = {
     "gather_dot": "BLOCK_C",
     "scatter_dot": "BLOCK_C",
@@ -36,8 +38,9 @@ MOST_SUMS_PER_THREAD = 128
 def candidates(problem: Problem) -> list[Tiles]:
     """The calculated tile first, then those one step away from it on one or two axes."""
     centre = calculated(problem)
-    if problem.kernel == "two_four":
-        return [{"LIBRARY": 1}, {"LIBRARY": 0}]
+    if centre.keys() <= CHOICES:
+        (name,) = centre
+        return [centre, {name: 1 - centre[name]}]
     found = [centre]
     steps = [
         (name, other) for name in AXES if name in centre for other in _neighbours(name, centre)

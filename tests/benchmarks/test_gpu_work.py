@@ -55,7 +55,8 @@ def test_tuning_finds_the_tiles_that_are_looked_up() -> None:
         for work in [Work(structure, part, 256, 256, tokens)]
         for problem in _problems(work)
     }
-    assert found == RULES.keys() - {"two_four"}
+    # The others are questions that only a CUDA device is asked.
+    assert found == {name for name in RULES if name != "two_four" and not name.startswith("dense_")}
 
 
 def _problems(work: Work) -> list[Problem]:

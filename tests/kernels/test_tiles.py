@@ -17,12 +17,14 @@ from padst_fx.kernels.tiles.problem import TOKEN_CLASSES, Problem
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 PROBLEM = Problem("gather_dot", torch.bfloat16, 16, (64, 64, 64, 384))
+# Answered by yes or no instead of a tile.
+QUESTIONS = {"two_four", "dense_forward", "dense_input_grad", "dense_weight_grad"}
 DOT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 @st.composite
 def problems(draw: st.DrawFn) -> Problem:
-    kernel = draw(st.sampled_from([name for name in RULES if name != "two_four"]))
+    kernel = draw(st.sampled_from([name for name in RULES if name not in QUESTIONS]))
     dtypes = DOT_DTYPES if "dot" in kernel or "windows" in kernel else (*DOT_DTYPES, torch.float64)
     most = 64 if kernel == "outer_windows" else 20_000
     sizes = tuple(draw(st.integers(1, most)) for _ in SIZES[kernel])
@@ -93,3 +95,29 @@ def test_shipped_tables_hold_tiles_that_kernels_take() -> None:
                 kernel, torch.bfloat16, int(tokens), tuple(int(s) for s in sizes.split("x"))
             )
             assert tiles.keys() == calculated(problem).keys()
+
+
+@pytest.mark.parametrize("kernel", sorted(QUESTIONS))
+def test_a_question_has_two_candidates(kernel: str) -> None:
+    problem = Problem(kernel, torch.bfloat16, 4096, (4096,) * len(SIZES[kernel]))
+    answer, other = candidates(problem)
+    assert answer == calculated(problem)
+    assert answer.keys() == other.keys() and {*answer.values(), *other.values()} == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("tokens", "width", "dtype", "dense"),
+    [
+        (4096, 1, torch.bfloat16, 1),
+        (4096, 16, torch.float16, 1),
+        (4096, 64, torch.bfloat16, 0),
+        (8, 1, torch.bfloat16, 0),
+        (4096, 1, torch.float32, 0),
+        (0, 1, torch.bfloat16, 0),
+    ],
+)
+def test_narrow_structures_go_through_a_dense_matrix_with_many_tokens(
+    tokens: int, width: int, dtype: torch.dtype, dense: int
+) -> None:
+    problem = Problem("dense_forward", dtype, tokens, (4096, 4096, 4096 * 410, width))
+    assert calculated(problem) == {"DENSE": dense}

@@ -15,11 +15,11 @@ from kernel_checks import (
     check_gather,
     check_scatter,
 )
-from triton_device import DEVICE, poisoned_memory
+from triton_device import DEVICE, own_kernels, poisoned_memory
 
-from padst_fx.kernels.gather_gemm import triton_launch
+from padst_fx.kernels.gather_gemm import triton_dense, triton_launch
 
-__all__ = ["poisoned_memory"]
+__all__ = ["own_kernels", "poisoned_memory"]
 
 MANY_TOKENS = Setting(tokens=70, dtype=torch.bfloat16, activation="silu", layout="columns")
 CHOSEN = [*SETTINGS[:-1], MANY_TOKENS]
@@ -56,3 +56,19 @@ def test_large_shapes(setting: Setting) -> None:
     for name in LARGE:
         check_gather(triton_launch, GATHERS[name], replace(setting, device=DEVICE))
     check_scatter(triton_launch, GATHERS["block-80"], replace(setting, device=DEVICE))
+
+
+# In 16 bits an activation there would be of a result that was rounded before.
+THROUGH_DENSE = (
+    Setting(tokens=70, activation="silu", layout="columns"),
+    Setting(dtype=torch.bfloat16, layout="strided"),
+    Setting(tokens=40, dtype=torch.float16, perm=False, bias=False),
+)
+
+
+@pytest.mark.parametrize("setting", THROUGH_DENSE, ids=str)
+def test_through_a_dense_matrix(setting: Setting) -> None:
+    for name in ("block-4", "group-4-tile-20", "nm-1:10-short", "nm-3:6-tile-3"):
+        check_gather(triton_dense, GATHERS[name], replace(setting, device=DEVICE))
+    for name in ("block-4", "group-4-tile-20", "diag-wide-8"):
+        check_scatter(triton_dense, SCATTERS[name], replace(setting, device=DEVICE))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from kernel_checks import GATHERS, SHIFTS, Gather, Inputs, Setting, check_gather, check_shift
 from torch import Tensor
-from triton_device import DEVICE, poisoned_memory
+from triton_device import DEVICE, own_kernels, poisoned_memory
 
 from padst_fx.kernels import triton_layout
 from padst_fx.kernels.gather_gemm import triton_launch as gather_gemm
@@ -18,7 +18,7 @@ from padst_fx.kernels.tiles import table
 from padst_fx.kernels.tiles.candidates import candidates
 from padst_fx.kernels.tiles.problem import Problem, Tiles
 
-__all__ = ["poisoned_memory"]
+__all__ = ["own_kernels", "poisoned_memory"]
 
 BEYOND = 2**31 + 16
 

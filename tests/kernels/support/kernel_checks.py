@@ -113,6 +113,13 @@ class Gather:
         ]
         return torch.stack(rows).to(self.index_dtype).to(inputs.setting.device)
 
+    def cyclic_index(self, inputs: Inputs) -> Tensor:
+        """The index of block diagonals: every row the first one moved by one block more."""
+        blocks = self.features // self.group
+        first = inputs.subset(blocks, self.per_window)
+        moved = (first + torch.arange(self.row_blocks)[:, None]) % blocks
+        return moved.to(self.index_dtype).to(inputs.setting.device)
+
 
 GATHERS = {
     "block-4": Gather(3, 2, 4, 4, 20),
@@ -225,7 +232,7 @@ def check_gather(module: ModuleType, shape: Gather, setting: Setting) -> None:
 def check_scatter(module: ModuleType, shape: Gather, setting: Setting) -> None:
     """The three functions of the transposed form."""
     inputs = Inputs(setting)
-    index, out, group = shape.index(inputs), shape.features, shape.group
+    index, out, group = shape.cyclic_index(inputs), shape.features, shape.group
     values = inputs.normal(shape.row_blocks, index.shape[1], group, shape.tile)
     inp = shape.row_blocks * shape.tile
     perm, x, grad = inputs.perm(inp), inputs.activations(inp), inputs.activations(out)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import bfloat16_dot
 import pytest
 import torch
 from torch import Tensor
+
+from padst_fx.kernels.tiles.problem import Problem, Tiles
+from padst_fx.kernels.tiles.table import choosing
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -25,3 +29,14 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
 
     monkeypatch.setattr(torch, "empty", poisoned)
+
+
+def _never_dense(problem: Problem) -> Tiles | None:
+    return {"DENSE": 0} if problem.kernel.startswith("dense_") else None
+
+
+@pytest.fixture(autouse=True)
+def own_kernels() -> Iterator[None]:
+    """Products take the kernels under test, also where cuBLAS on a dense matrix is faster."""
+    with choosing(_never_dense):
+        yield
