@@ -60,7 +60,10 @@ def repeated(call: Callable[[int], object], times: int) -> Callable[[], object]:
 
 
 def captured(call: Callable[[], object]) -> Callable[[], object]:
-    """``call`` as the replay of a CUDA graph, after a warm-up on a side stream."""
+    """``call`` as the replay of a CUDA graph, after a warm-up on a side stream.
+
+    What the call reads stays in memory as long as the replay: a graph itself keeps no tensor.
+    """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -69,8 +72,13 @@ def captured(call: Callable[[], object]) -> Callable[[], object]:
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        call()
-    return graph.replay
+        kept = call, call()
+
+    def replay() -> object:
+        graph.replay()
+        return kept
+
+    return replay
 
 
 def microseconds(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, Times]:
