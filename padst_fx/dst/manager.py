@@ -413,6 +413,11 @@ class DST:
             self._apply(state, choice) for state, choice in zip(reached, choices, strict=True)
         ]
         missed = tuple(s.name for s in self.states if not any(s is r for r in reached))
+        if not reached:
+            log.warning(
+                "step %d: no layer's scores arrived, no mask changes: does a backward reach any?",
+                self.steps,
+            )
         share = self.schedule(self.steps, self.t_end, 1.0)
         permutations = self.permutations.update(permuted, share, self.optimizer, self.process_group)
         update = Update(self.steps, fraction, tuple(layers), missed, permutations, soft)

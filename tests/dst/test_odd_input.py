@@ -159,3 +159,16 @@ def test_a_state_dict_of_another_structure_leaves_a_sound_model(pair):
         assert "size mismatch" in str(error) or "cannot load" in str(error)
         assert torch.equal(ours.values, values)
     assert ours.topology_fault(ours.index, ours.perm) is None
+
+
+def test_an_update_without_any_scores_is_told(caplog):
+    model, optimizer, dst = trio("diag", "rigl", "identity")
+    before = copy.deepcopy(model.state_dict())
+    for _ in range(2):
+        model[3](torch.randn(4, model[2].out_features)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        dst.step()
+    assert dst.last_update.skipped == ("0", "2")
+    assert "no layer's scores arrived" in caplog.text
+    assert torch.equal(model[0].index, before["0.index"])
