@@ -46,7 +46,7 @@ kernels: $(STAMP)  ## build the C++ kernels now; without this their first use do
 gpu: $(STAMP)  ## where CUDA is: the GPU tests, then tiles and timings of that GPU
 	$(BIN)/python -m pytest tests -m gpu
 	$(BIN)/python -m benchmarks.tune_tiles
-	$(BIN)/python -m benchmarks.gpu
+	$(BIN)/python -m benchmarks.gpu --record-costs
 	$(BIN)/python -m benchmarks.gpu_models
 
 bench: $(STAMP)  ## all benchmarks; writes benchmarks/results and the cost model's measurements

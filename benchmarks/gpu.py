@@ -10,7 +10,7 @@ cache is flushed before each. `goal` is the target's speed-up, empty where none 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -22,6 +22,10 @@ from benchmarks.gpu_check import check, expected
 from benchmarks.gpu_device import Times, captured, microseconds, repeated, require_cuda, versions
 from benchmarks.gpu_roofline import MATRIX_OPERATIONS, floor
 from benchmarks.gpu_work import PARTS, STRUCTURES, TWO_FOUR, Work
+from benchmarks.machine import commit
+from padst_fx.cost import Work as CostWork
+from padst_fx.cost.devices import device_of
+from padst_fx.cost.records import Record, write_records
 from padst_fx.kernels.two_four.library import PACKED
 
 SIZES = ((4096, 4096), (8192, 8192))
@@ -133,10 +137,36 @@ def measure(work: Work, rounds: int) -> dict[str, Any]:
     }
 
 
+def cost_records(rows: Iterable[dict[str, Any]]) -> Iterator[Record]:
+    """A record of the cost model for every forward, dense and sparse."""
+    device = device_of(torch.device("cuda"))
+    for row in rows:
+        work = Work(*(row[name] for name in ("structure", "part", "out", "in", "tokens")))
+        if work.part != "forward":
+            continue
+        dense, sparse = CostWork.dense(work.out, work.inputs), CostWork.of(work.pattern())
+        for cost, taken in ((dense, "dense_microseconds"), (sparse, "microseconds")):
+            yield Record(
+                device=device.name,
+                kernels=device.kernels,
+                threads=device.threads,
+                dtype=str(work.dtype).removeprefix("torch."),
+                structure=cost.structure,
+                out_features=cost.out_features,
+                in_features=cost.in_features,
+                nonzeros=cost.nonzeros,
+                tokens=work.tokens,
+                microseconds=row[taken],
+                versions=f"torch {torch.__version__}, commit {commit()}",
+            )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--rounds", type=int, default=30)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--record-costs", action="store_true", help="also for the cost model")
+    options = parser.parse_args()
+    rounds = options.rounds
     require_cuda("python -m benchmarks.gpu")
     torch.manual_seed(0)
     machine, rows = versions(), []
@@ -152,6 +182,8 @@ def main() -> None:
     lost = [row for row in rows if row["speedup"] < 1]
     print(f"{len(rows)} products, dense is faster in {len(lost)}")
     print(f"written to {results_file.write('gpu', rows)}")
+    if options.record_costs:
+        print("written to", *write_records(cost_records(rows)))
 
 
 if __name__ == "__main__":

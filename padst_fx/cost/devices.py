@@ -20,7 +20,8 @@ class Rates:
     `matrix` is the floating-point operations a second of a large dense product, `vector` those
     of code without matrix units, and `shares` the part of these that our kernels' inner loops
     leave room for, by family of work; `bandwidth` is bytes a second. `call` and `dense_call` are
-    the seconds that an op of ours and a dense one take to start.
+    the seconds that an op of ours and a dense one take to start. `through_dense`: whether a
+    sparse product may write its weight out and take the dense one.
     """
 
     matrix: float
@@ -29,6 +30,7 @@ class Rates:
     bandwidth: float
     call: float
     dense_call: float
+    through_dense: bool = False
 
     def flops(self, work: Work) -> float:
         """Floating-point operations a second on this work."""
@@ -119,7 +121,8 @@ def _gpu_rates(device: Device, dtype: torch.dtype) -> Rates:
     if dtype.itemsize > 2:
         matrix = vector
     half = 2 if dtype.itemsize == 8 else 1
-    return Rates(matrix / half, vector / half, GPU_SHARES, bandwidth, GPU_CALL, GPU_CALL)
+    calls, through_dense = (GPU_CALL, GPU_CALL), dtype.itemsize == 2
+    return Rates(matrix / half, vector / half, GPU_SHARES, bandwidth, *calls, through_dense)
 
 
 def device_of(device: torch.device) -> Device:

@@ -9,10 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
+import padst_fx
+from benchmarks import gpu
 from benchmarks.gpu_check import WrongResultError, check, expected
 from benchmarks.gpu_roofline import BYTES_PER_SECOND, MATRIX_OPERATIONS, floor, rows_of
 from benchmarks.gpu_work import PARTS, STRUCTURES, TWO_FOUR, Work
 from benchmarks.tune_tiles import problems
+from padst_fx.cost import CostModel
+from padst_fx.cost.devices import Device
 from padst_fx.kernels.tiles.calculated import RULES
 from padst_fx.kernels.tiles.candidates import candidates
 from padst_fx.kernels.tiles.problem import Problem
@@ -87,3 +91,15 @@ def test_programs_that_need_a_device_say_so(program: str) -> None:
     assert done.stderr.strip() == (
         f"python -m benchmarks.{program} measures on a CUDA device and torch finds none here."
     )
+
+
+def test_forwards_become_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device("Graphics", "sm_90", "triton", 0)
+    monkeypatch.setattr(gpu, "device_of", lambda _: device)
+    row = {"structure": "Diag()", "out": 64, "in": 128, "tokens": 16}
+    times = {"microseconds": 2.0, "dense_microseconds": 6.0}
+    rows = [{**row, **times, "part": part} for part in ("forward", "weight_grad")]
+    model = CostModel(device, gpu.cost_records(rows))
+    pattern = padst_fx.Diag().bind(64, 128, 0.9)
+    cost = model.compare(pattern, 16, torch.bfloat16)
+    assert (cost.source, cost.gain) == ("measured", pytest.approx(3.0))

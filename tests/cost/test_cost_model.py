@@ -241,3 +241,16 @@ def test_a_gpu_is_known_by_name_and_capability(monkeypatch, capability, kind):
     assert half > single
     wide, narrow = (Work.of(Diag(width=w).bind(512, 512, 0.9)) for w in (64, 16))
     assert device.rates(torch.bfloat16).flops(wide) > device.rates(torch.bfloat16).flops(narrow)
+
+
+def test_on_a_gpu_a_narrow_product_of_many_tokens_costs_a_dense_one_and_its_matrix():
+    gpu = Device("Graphics", "sm_90", "triton", 0)
+    narrow, wide = (Work.of(Diag(width=w).bind(4096, 4096, 0.9)) for w in (1, 64))
+    half, dense = torch.bfloat16, Work.dense(4096, 4096)
+    plain = calculated_seconds(dense, 4096, half, gpu)
+    written = 2 * 4096 * 4096 * 2 / gpu.rates(half).bandwidth
+    assert calculated_seconds(narrow, 4096, half, gpu) == pytest.approx(plain + written)
+    assert calculated_seconds(wide, 4096, half, gpu) < plain
+    assert calculated_seconds(narrow, 1, half, gpu) < calculated_seconds(dense, 1, half, gpu)
+    in_float = (calculated_seconds(work, 4096, FLOAT, gpu) for work in (narrow, dense))
+    assert next(in_float) < next(in_float)
