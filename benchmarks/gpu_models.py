@@ -58,8 +58,9 @@ def vit(**config: Any) -> nn.Module:
 def gpt2(**config: Any) -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    drop = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-    return GPT2LMHeadModel(GPT2Config(**drop, **config))
+    made = GPT2Config(**config)
+    made.resid_pdrop = made.embd_pdrop = made.attn_pdrop = 0.0
+    return GPT2LMHeadModel(made)
 
 
 def llama(**config: Any) -> nn.Module:
