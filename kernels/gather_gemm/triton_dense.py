@@ -59,7 +59,8 @@ def _write(values: Tensor, index: Tensor, window: int, blocked_by_gathered: Tens
     _launch(kernel, values, index, window, blocked_by_gathered, shape, blocked_by_gathered)
 
 
-def _read(blocked_by_gathered: Tensor, index: Tensor, window: int, group: int) -> Tensor:
+def entries(blocked_by_gathered: Tensor, index: Tensor, window: int, group: int) -> Tensor:
+    """The entries [R, E, G, V] of a matrix [R*V, features], or of a transposed one, at an index."""
     tile = blocked_by_gathered.shape[0] // index.shape[0]
     shape = (*index.shape, group, tile)
     result = torch.empty(shape, dtype=blocked_by_gathered.dtype, device=index.device)
@@ -110,7 +111,7 @@ def gather_gemm_weight_grad(
     grad: Tensor, x: Tensor, index: Tensor, perm: Tensor, window: int, group: int
 ) -> Tensor:
     """The entries of ``grad.T @ x[:, perm]`` under the index: [R, E, G, V]."""
-    return _read(dense_products.weight_grad(grad, x, perm), index, window, group)
+    return entries(dense_products.weight_grad(grad, x, perm), index, window, group)
 
 
 def scatter_gemm_forward(
@@ -138,4 +139,4 @@ def scatter_gemm_weight_grad(
 ) -> Tensor:
     """The values' gradient in the transposed form: [R, E, G, V]."""
     dense = dense_products.weight_grad(grad, x, perm)
-    return _read(dense.t(), index, grad.shape[1], group)
+    return entries(dense.t(), index, grad.shape[1], group)

@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from padst_fx.kernels.gather_gemm import triton_dense as gather_dense
 from padst_fx.kernels.gather_gemm import triton_launch as gather_gemm
 from padst_fx.kernels.growth_score import triton_launch as growth_score
+from padst_fx.kernels.shift import triton_dense as shift_dense
 from padst_fx.kernels.shift import triton_launch as shift
 from padst_fx.kernels.triton_ahead_of_time import SHARED_LIMIT, Launch, compiled, recorded
 
@@ -135,6 +137,19 @@ SUM = {
     "score-nm-1-double": score_case("nm", 1, DOUBLE),
 }
 
+MATRICES: dict[str, Case] = {
+    "shift": lambda: shift_dense.matrix(meta(77, 768, dtype=HALF), index(77), 3072, 768),
+    "shift-entries": lambda: shift_dense.entries(meta(768, 3072, dtype=HALF), index(77)),
+    "narrow": lambda: gather_dense.gathering_matrix(
+        meta(*NARROW, dtype=HALF), index(*NARROW[:2]), 768, 768
+    ),
+    "narrow-scattering": lambda: gather_dense.scattering_matrix(
+        meta(*NARROW, dtype=HALF), index(*NARROW[:2]), 768
+    ),
+    "fine-entries": lambda: gather_dense.entries(
+        meta(768, 768, dtype=HALF), index(768, 96, dtype=torch.uint8), 8, 1
+    ),
+}
 
 WIDE = {
     "shift-forward-1-collect": shift_case("forward", 1, 768, 3072, HALF, permuted=False),
@@ -188,6 +203,21 @@ def test_compiles_without_spills_and_within_shared_memory(name: str, arch: int) 
         assert binary.shared <= SHARED_LIMIT[arch]
     if name in DOT and not name.endswith("single"):
         assert compiled(main_launch(call), arch).has_matrix_instructions
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_writing_and_reading_a_dense_matrix_compiles_without_spills(name: str) -> None:
+    for launch in recorded(MATRICES[name]):
+        binary = compiled(launch, 90)
+        assert (binary.stack, binary.local) == (0, 0), f"{launch.name} spills registers"
+
+
+def test_only_general_indices_need_lists() -> None:
+    def launches(name: str) -> set[str]:
+        return {launch.name for launch in recorded(DOT[name])}
+
+    assert "entry_lists_kernel" in launches("block-input_grad-1024")
+    assert "entry_lists_kernel" not in launches("block-scatter_forward")
 
 
 @pytest.mark.parametrize(
