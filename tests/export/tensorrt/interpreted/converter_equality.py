@@ -28,6 +28,7 @@ STRUCTURES = {
     "tall_diag": (padst_fx.Diag(), 32, 48),
     "block": (padst_fx.Block(size=16), 64, 32),
     "tall_wide_diag": (padst_fx.Diag(width=16), 32, 64),
+    "tall_narrow_diag": (padst_fx.Diag(width=8), 32, 64),
     "long_wide_diag": (padst_fx.Diag(width=8), 64, 32),
     "two_four": (padst_fx.NM(2, 4), 64, 48),
     "tiled": (padst_fx.NM(1, 4, tile=16), 64, 32),
@@ -176,7 +177,16 @@ def test_every_op_has_a_converter() -> None:
     assert len(converters()) == len(LAUNCHES)
 
 
-def test_many_tokens_are_copied_once_and_entries_are_listed() -> None:
-    model = Layers(("tall_wide_diag",), permuted=True)
+@pytest.mark.parametrize(
+    ("name", "launched"),
+    [
+        ("tall_wide_diag", ["copy_kernel", "scatter_dot_kernel"]),
+        ("tall_narrow_diag", ["entry_lists_kernel", "copy_kernel", "scatter_sum_kernel"]),
+    ],
+)
+def test_many_tokens_are_copied_once_and_entries_listed_where_needed(
+    name: str, launched: list[str]
+) -> None:
+    model = Layers((name,), permuted=True)
     ((_, kernels),) = converted(model, torch.randn(5, 9, 32), dynamic=True)
-    assert kernels == ["entry_lists_kernel", "copy_kernel", "scatter_dot_kernel"]
+    assert kernels == launched
