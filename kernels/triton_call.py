@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
+from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -9,6 +13,11 @@ from torch import Tensor
 
 SATURATING_PROGRAMS = 512
 LARGEST_OFFSET = 2**31 - 1
+
+
+def imported_late(kernels: str) -> Callable[[], ModuleType]:
+    """The module ``kernels``, imported when first asked for: it needs Triton, launches do not."""
+    return functools.cache(functools.partial(importlib.import_module, kernels))
 
 
 def launch(kernel: Any, programs: int, *arguments: Tensor | int, **constants: Any) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
-from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -19,10 +16,7 @@ FEW_TOKENS = 16
 NARROW = 8
 BLOCK = 1024
 
-
-@functools.cache
-def _kernels() -> ModuleType:
-    return importlib.import_module("padst_fx.kernels.triton_layout_kernels")
+_kernels = triton_call.imported_late("padst_fx.kernels.triton_layout_kernels")
 
 
 def _copy(source: Tensor, perm: Tensor | None, result: Tensor) -> Tensor:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
 from math import prod
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -17,10 +14,7 @@ from padst_fx.kernels.integers import ceil_div
 
 BLOCK = 512
 
-
-@functools.cache
-def _kernels() -> ModuleType:
-    return importlib.import_module("padst_fx.kernels.gather_gemm.triton_dense_kernels")
+_kernels = triton_call.imported_late("padst_fx.kernels.gather_gemm.triton_dense_kernels")
 
 
 def _launch(

@@ -7,6 +7,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from padst_fx.kernels.gather_gemm.triton_weight_grad_kernels import place_of_value
 from padst_fx.kernels.triton_layout_kernels import as_offset
 
 
@@ -26,11 +27,10 @@ def value_positions(
 ):
     """BLOCK values [R, E, GROUP, TILE] of a program: (where among them, in the matrix, mask)."""
     flat = as_offset(tl.program_id(0), LONG) * BLOCK + tl.arange(0, BLOCK)
-    entry = flat // (GROUP * TILE)
     mask = flat < size
-    slot = tl.load(index_ptr + entry, mask=mask, other=0).to(tl.int32)
-    column = entry % entries // per_window * window + slot * GROUP + flat // TILE % GROUP
-    feature = entry // entries * TILE + flat % TILE
+    column, feature = place_of_value(
+        flat, mask, index_ptr, entries, per_window, window, GROUP, TILE
+    )
     at = as_offset(feature, LONG) * stride_blocked + as_offset(column, LONG) * stride_gathered
     return flat, at, mask
 

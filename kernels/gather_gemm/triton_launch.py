@@ -6,9 +6,7 @@ Three products serve the six functions, because the transposed form swaps input 
 
 from __future__ import annotations
 
-import functools
-import importlib
-from types import ModuleType
+from math import prod
 from typing import Any
 
 import torch
@@ -27,10 +25,7 @@ from padst_fx.kernels.triton_call import dot_precision, needs_long
 from padst_fx.kernels.triton_layout import arranged, unpermuted
 from padst_fx.kernels.two_four import library as two_four
 
-
-@functools.cache
-def _kernels() -> ModuleType:
-    return importlib.import_module("padst_fx.kernels.gather_gemm.triton_kernels")
+_kernels = triton_call.imported_late("padst_fx.kernels.gather_gemm.triton_kernels")
 
 
 def _gather_product(
@@ -197,26 +192,23 @@ def _scatter_product(
     return unpermuted(result, perm) if undoes_perm else result
 
 
-def _through_dense(part: str, source: Tensor, values: Tensor, listed: int, narrow: bool) -> bool:
-    """Whether a product of values [R, E, G, V] with ``listed`` features goes through a matrix.
-
-    ``narrow``: the product's own kernel wants groups as wide as tiles.
-    """
-    row_blocks, _, group, tile = values.shape
-    width = min(group, tile) if narrow else tile
-    blocked = row_blocks * tile
-    return dense_products.is_faster(
-        part, source, blocked, listed, values.numel(), width if width >= SMALLEST_DOT else 1
-    )
-
-
-def _weight_grad_through_dense(
-    grad: Tensor, index: Tensor, group: int, blocked: int, listed: int
+def _through_dense(
+    part: str, source: Tensor, shape: tuple[int, ...], listed: int, width: int
 ) -> bool:
-    """Whether the gradient of values [R, E, ``group``, V] is read out of a dense one."""
-    tile = blocked // index.shape[0]
-    weights, width = index.numel() * group * tile, tile if tile >= SMALLEST_DOT else 1
-    return dense_products.is_faster("weight_grad", grad, blocked, listed, weights, width)
+    """Whether ``part`` with values of ``shape`` [R, E, G, V] goes through a dense matrix.
+
+    ``listed`` features are those that the index lists, ``width`` is the edge of the blocks that
+    the part's own kernel gives to tl.dot.
+    """
+    row_blocks, _, _, tile = shape
+    return dense_products.is_faster(
+        part,
+        source,
+        row_blocks * tile,
+        listed,
+        prod(shape),
+        width if width >= SMALLEST_DOT else 1,
+    )
 
 
 def gather_gemm_forward(
@@ -249,7 +241,7 @@ def _gather_forward(
     window: int,
     activation: str,
 ) -> Tensor:
-    if _through_dense("forward", x, values, x.shape[1], narrow=False):
+    if _through_dense("forward", x, values.shape, x.shape[1], values.shape[3]):
         return triton_dense.gather_gemm_forward(x, values, index, perm, bias, window, activation)
     return _gather_product(x, values, index, perm, bias, window, activation)
 
@@ -258,7 +250,7 @@ def gather_gemm_input_grad(
     grad: Tensor, values: Tensor, index: Tensor, perm: Tensor, window: int, in_features: int
 ) -> Tensor:
     """``grad @ S`` written through ``perm``: grad [M, R*V] -> [M, I]."""
-    if _through_dense("input_grad", grad, values, in_features, narrow=True):
+    if _through_dense("input_grad", grad, values.shape, in_features, min(values.shape[2:])):
         return triton_dense.gather_gemm_input_grad(grad, values, index, perm, window, in_features)
     return _scatter_product(
         grad, values, index, perm, None, window, in_features, "none", cyclic=False
@@ -269,7 +261,8 @@ def gather_gemm_weight_grad(
     grad: Tensor, x: Tensor, index: Tensor, perm: Tensor, window: int, group: int
 ) -> Tensor:
     """The entries of ``grad.T @ x[:, perm]`` under the index: [R, E, G, V]."""
-    if _weight_grad_through_dense(grad, index, group, grad.shape[1], x.shape[1]):
+    tile = grad.shape[1] // index.shape[0]
+    if _through_dense("weight_grad", grad, (*index.shape, group, tile), x.shape[1], tile):
         return triton_dense.gather_gemm_weight_grad(grad, x, index, perm, window, group)
     return outer_product(x, grad, index, perm, window, group, blocked_perm=False)
 
@@ -288,7 +281,7 @@ def scatter_gemm_forward(
     The index is cyclic: ``index[r, e] = (index[0, e] + r) mod (O / G)``, its first row ascends.
     """
     check_name(activation)
-    if _through_dense("forward", x, values, out_features, narrow=True):
+    if _through_dense("forward", x, values.shape, out_features, min(values.shape[2:])):
         return triton_dense.scatter_gemm_forward(
             x, values, index, perm, bias, out_features, activation
         )
@@ -299,7 +292,7 @@ def scatter_gemm_forward(
 
 def scatter_gemm_input_grad(grad: Tensor, values: Tensor, index: Tensor, perm: Tensor) -> Tensor:
     """The input's gradient in the transposed form: grad [M, O] -> [M, R*V]."""
-    if _through_dense("input_grad", grad, values, grad.shape[1], narrow=False):
+    if _through_dense("input_grad", grad, values.shape, grad.shape[1], values.shape[3]):
         return triton_dense.scatter_gemm_input_grad(grad, values, index, perm)
     return _gather_product(grad, values, index, perm, None, grad.shape[1], "none")
 
@@ -308,6 +301,7 @@ def scatter_gemm_weight_grad(
     grad: Tensor, x: Tensor, index: Tensor, perm: Tensor, group: int
 ) -> Tensor:
     """The values' gradient in the transposed form: [R, E, G, V]."""
-    if _weight_grad_through_dense(grad, index, group, x.shape[1], grad.shape[1]):
+    tile = x.shape[1] // index.shape[0]
+    if _through_dense("weight_grad", grad, (*index.shape, group, tile), grad.shape[1], tile):
         return triton_dense.scatter_gemm_weight_grad(grad, x, index, perm, group)
     return outer_product(grad, x, index, perm, grad.shape[1], group, blocked_perm=True)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -23,10 +20,7 @@ from padst_fx.kernels.triton_call import dot_precision, has_matrix_units, needs_
 FEWEST_DOT_TOKENS = 64
 WIDEST_WINDOW = 64
 
-
-@functools.cache
-def _kernels() -> ModuleType:
-    return importlib.import_module("padst_fx.kernels.gather_gemm.triton_weight_grad_kernels")
+_kernels = triton_call.imported_late("padst_fx.kernels.gather_gemm.triton_weight_grad_kernels")
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,17 @@ def outer_dot_kernel(
 
 
 @triton.jit
+def place_of_value(
+    flat, mask, index_ptr, entries, per_window, window, GROUP: tl.constexpr, TILE: tl.constexpr
+):
+    """Of values [R, E, GROUP, TILE] by their flat positions: (gathered column, blocked feature)."""
+    entry = flat // (GROUP * TILE)
+    slot = tl.load(index_ptr + entry, mask=mask, other=0).to(tl.int32)
+    column = entry % entries // per_window * window + slot * GROUP + flat // TILE % GROUP
+    return column, entry // entries * TILE + flat % TILE
+
+
+@triton.jit
 def outer_sum_kernel(
     gathered_ptr,  # [M, features]
     blocked_ptr,  # [M, R * TILE]
@@ -92,11 +103,10 @@ def outer_sum_kernel(
     parts = tl.cdiv(size, BLOCK_N)
     flat = tl.program_id(0) % parts * BLOCK_N + tl.arange(0, BLOCK_N)
     split = tl.program_id(0) // parts
-    entry = flat // (GROUP * TILE)
     mask = flat < size
-    slot = tl.load(index_ptr + entry, mask=mask, other=0).to(tl.int32)
-    column = entry % entries // per_window * window + slot * GROUP + flat // TILE % GROUP
-    feature = entry // entries * TILE + flat % TILE
+    column, feature = place_of_value(
+        flat, mask, index_ptr, entries, per_window, window, GROUP, TILE
+    )
     gathered_at = gathered_ptr + as_offset(column, LONG)[:, None] * gathered_stride_f
     blocked_at = blocked_ptr + as_offset(feature, LONG)[:, None] * blocked_stride_f
     end = min(tokens, (split + 1) * split_tokens)

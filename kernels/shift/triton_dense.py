@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
-from types import ModuleType
-
 import torch
 from torch import Tensor
 
@@ -16,10 +12,7 @@ from padst_fx.kernels.shift.triton_slots import diagonal_slots
 ROWS, COLUMNS = 8, 256
 BLOCK = 256
 
-
-@functools.cache
-def _kernels() -> ModuleType:
-    return importlib.import_module("padst_fx.kernels.shift.triton_dense_kernels")
+_kernels = triton_call.imported_late("padst_fx.kernels.shift.triton_dense_kernels")
 
 
 def matrix(values: Tensor, offsets: Tensor, out: int, inputs: int) -> Tensor:

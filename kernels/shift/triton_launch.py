@@ -5,10 +5,6 @@ Nothing is tuned or read back here, and no state is kept between calls: safe und
 
 from __future__ import annotations
 
-import functools
-import importlib
-from types import ModuleType
-
 import torch
 from torch import Tensor
 
@@ -31,10 +27,7 @@ from padst_fx.kernels.triton_layout import (
 
 FEWEST_DOT_TOKENS = 64
 
-
-@functools.cache
-def _kernels() -> ModuleType:
-    return importlib.import_module("padst_fx.kernels.shift.triton_kernels")
+_kernels = triton_call.imported_late("padst_fx.kernels.shift.triton_kernels")
 
 
 def _product(
@@ -94,9 +87,7 @@ def shift_forward(
     """``act(x[:, perm] @ S.T + bias)``: x [M, I], values [K, D], offsets [K] -> [M, O]."""
     check_name(activation)
     if dense_products.is_faster("forward", x, out_features, x.shape[1], values.numel(), 1):
-        return triton_dense.shift_forward(
-            x, values, offsets, perm, bias, out_features, activation
-        )
+        return triton_dense.shift_forward(x, values, offsets, perm, bias, out_features, activation)
     spread = out_features >= x.shape[1]
     return _product(x, values, offsets, perm, bias, out_features, activation, spread)
 

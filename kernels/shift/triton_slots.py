@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
-from types import ModuleType
-
 import torch
 from torch import Tensor
 
 from padst_fx.kernels import triton_call
 from padst_fx.kernels.integers import ceil_div
 
-
-@functools.cache
-def _kernels() -> ModuleType:
-    return importlib.import_module("padst_fx.kernels.shift.triton_kernels")
+_kernels = triton_call.imported_late("padst_fx.kernels.shift.triton_kernels")
 
 
 def diagonal_slots(offsets: Tensor, long: int) -> Tensor:
