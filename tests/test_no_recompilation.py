@@ -19,7 +19,7 @@ CASES = [
     (Unstructured(), "rigl", "aot_eager", "random"),
     ("diag", "rigl", "inductor", "learned"),
     (Block(8), "set", "aot_eager", "learned"),
-    (NM(1, 4), "mest", "aot_eager", "learned"),
+    (NM(1, 4, tile=16), "mest", "aot_eager", "learned"),
 ]
 
 
@@ -27,13 +27,16 @@ CASES = [
 def test_two_graphs_for_any_number_of_updates(structure, method, inner, permutation):
     torch._dynamo.reset()
     counters.clear()
+    torch.manual_seed(0)
     entry = model_zoo.get("mixer")
     model = entry.build().train()
     sparsity = 0.75 if isinstance(structure, NM) else 0.9
     padst_fx.sparsify(model, structure, sparsity, permutation=permutation)
     compiled = torch.compile(model, backend="padst", fullgraph=True, options={"inner": inner})
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
-    dst = DST(model, optimizer, method, delta_t=5, t_end=10_000)
+    moved = []
+    dst = DST(model, optimizer, method, delta_t=5, t_end=10_000,
+              callback=lambda update: moved.append(update.moved))  # fmt: skip
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     addresses = {name: tensor.data_ptr() for name, tensor in tensors.items()}
     inputs = entry.inputs()
@@ -49,6 +52,7 @@ def test_two_graphs_for_any_number_of_updates(structure, method, inner, permutat
     finally:
         torch.compiler.set_stance("default")
     assert updates == 40
+    assert (sum(moved) > 0) == (permutation == "learned")
     assert counters["stats"]["unique_graphs"] == 2
     assert not counters["graph_break"]
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())

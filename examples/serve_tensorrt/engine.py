@@ -38,8 +38,8 @@ class EngineClassifier:
         self.context = self.engine.create_execution_context()
         (self.input,), (self.output,) = record["inputs"], record["outputs"]
         self.largest = self.input["largest"][0]
-        weights = Path(f"{path}.weights.safetensors")
-        self.weights = load_file(weights, device="cuda") if weights.exists() else {}
+        weights = f"{path}.weights.safetensors"
+        self.weights = load_file(weights, device="cuda") if record["weights"] else {}
         for name, tensor in self.weights.items():
             self.context.set_tensor_address(name, tensor.data_ptr())
 

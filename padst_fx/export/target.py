@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 
@@ -27,14 +27,36 @@ def check_target(path: str | os.PathLike[str]) -> Path:
 
 
 @contextmanager
-def written_together(paths: Sequence[Path]) -> Iterator[Path]:
-    """A folder beside files of one folder, to write them in under their names.
+def written_together(paths: Sequence[Path]) -> Iterator[dict[Path, Path]]:
+    """Where to write files first: a place for each, of the same name, in a folder beside it.
 
-    When the block ends they are moved to their places, the first one last. Where it raises, what
-    was there stays.
+    When the block ends they are moved to their paths, the first one last. Where it raises, or one
+    of them cannot be moved, what was there before stays.
     """
-    target = paths[0]
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
-        yield Path(folder)
-        for path in reversed(paths):
-            os.replace(Path(folder) / path.name, path)
+    with ExitStack() as stack:
+        folders: dict[Path, Path] = {}
+        for path in paths:
+            if path.parent not in folders:
+                name = stack.enter_context(
+                    tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.")
+                )
+                folders[path.parent] = Path(name)
+        places = {path: folders[path.parent] / path.name for path in paths}
+        yield places
+        _move(places)
+
+
+def _move(places: dict[Path, Path]) -> None:
+    """Move files to their paths, the first one last; all of them or none."""
+    target, *companions = places
+    with ExitStack() as undo:
+        for path in companions:
+            if path.exists():
+                old = places[path].with_name(f"{path.name}.old")
+                os.replace(path, old)
+                undo.callback(os.replace, old, path)
+            else:
+                undo.callback(path.unlink, missing_ok=True)
+            os.replace(places[path], path)
+        os.replace(places[target], target)
+        undo.pop_all()

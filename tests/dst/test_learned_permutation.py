@@ -78,14 +78,23 @@ def test_it_starts_shuffled_and_its_kind_is_shown():
 
 @pytest.mark.parametrize(("structure", "method"), CASES, ids=str)
 def test_updates_move_positions_and_nothing_else_changes(structure, method):
-    updates = []
-    model, optimizer, dst = trio(structure, method, callback=updates.append)
+    updates, changed = [], []
+
+    def observe(update):
+        perms = [layer.perm.clone() for layer in layers(model)]
+        changed.append([int((a != b).sum()) for a, b in zip(perms, last_perms, strict=True)])
+        last_perms[:] = perms
+        updates.append(update)
+
+    model, optimizer, dst = trio(structure, method, callback=observe)
+    last_perms = [layer.perm.clone() for layer in layers(model)]
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     before = {n: (t.data_ptr(), t.shape, t.dtype) for n, t in tensors.items()}
     assert train(model, optimizer, dst, range(1, 41)) == [False, True] * 20
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     assert {n: (t.data_ptr(), t.shape, t.dtype) for n, t in tensors.items()} == before
     assert sum(update.moved for update in updates) > 0
+    assert [[each.moved for each in update.permutations] for update in updates] == changed
     for layer, last in zip(layers(model), updates[-1].permutations, strict=True):
         assert is_permutation(layer.perm)
         assert layer.pattern.mask(layer.index).sum() == layer.pattern.nonzeros
@@ -127,11 +136,11 @@ def test_weights_stay_with_their_features_and_new_ones_start_at_zero(structure):
 
 
 def test_the_planted_permutation_is_found():
-    problem = problems.Problem(32, 4, known_diagonals=True)
-    outcome = problems.train(problem, "learned", seed=0, steps=600)
-    assert outcome.found == 1.0
-    assert outcome.loss < 1e-3
-    assert problems.train(problem, "random", seed=0, steps=600).loss > 0.5
+    problem = problems.Problem(64, 6, known_diagonals=True)
+    outcome = problems.train(problem, "learned", seed=0, steps=1500)
+    assert outcome.found >= 0.95
+    assert outcome.loss < 1e-2
+    assert problems.train(problem, "random", seed=0, steps=1500).loss > 0.5
 
 
 def test_soft_permutations_find_a_part_of_a_planted_one():
@@ -146,6 +155,8 @@ def test_a_teacher_of_unknown_diagonals_is_learned_best_behind_learned_permutati
     problem = problems.Problem(64, 6, correlation=correlation)
     losses = {kind: problems.train(problem, kind, 0, 2000).loss for kind in KINDS}
     assert losses["learned"] < 0.5 * min(losses[kind] for kind in KINDS[:-1])
+    if not correlation:  # else soft ones are within the spread of fixed ones
+        assert losses["soft"] < 0.95 * min(losses[kind] for kind in KINDS[:2])
 
 
 def test_a_few_positions_at_a_time_take_turns():

@@ -18,8 +18,10 @@ TOKENS = 12
 STRUCTURES: dict[str, padst_fx.Structure] = {
     "block": padst_fx.Block(size=16),
     "diag": padst_fx.Diag(),
+    "diag_runs": padst_fx.Diag(run=4),
     "wide_diag": padst_fx.Diag(width=16),
     "two_four": padst_fx.NM(2, 4),
+    "one_four": padst_fx.NM(1, 4),
     "tiled": padst_fx.NM(1, 4, tile=16),
     "unstructured": padst_fx.Unstructured(),
 }
@@ -48,7 +50,7 @@ def vit() -> Blocks:
         "ViTConfig", hidden_size=WIDTH, num_attention_heads=HEADS, intermediate_size=2 * WIDTH,
         hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, attn_implementation="sdpa",
     )  # fmt: skip
-    return Blocks([ViTLayer(config)])
+    return Blocks([ViTLayer(config) for _ in range(2)])
 
 
 def gpt2() -> Blocks:
@@ -70,7 +72,8 @@ def llama() -> Blocks:
     )  # fmt: skip
     places = torch.arange(TOKENS)[None]
     embeddings = LlamaRotaryEmbedding(config)(torch.zeros(1, TOKENS, WIDTH), places)
-    return Blocks([LlamaDecoderLayer(config, layer_idx=0)], {"position_embeddings": embeddings})
+    blocks = [LlamaDecoderLayer(config, layer_idx=number) for number in range(2)]
+    return Blocks(blocks, {"position_embeddings": embeddings})
 
 
 FAMILIES = {"vit": vit, "gpt2": gpt2, "llama": llama}

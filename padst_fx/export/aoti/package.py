@@ -72,7 +72,7 @@ def export_aoti(
     names = _instruction_sets(isa)
     settings = _read_options(options)
     build.compiler()
-    with written_together([target]) as new, tempfile.TemporaryDirectory() as name:
+    with written_together([target]) as places, tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         frozen = frozen_form(model, example_inputs, dynamic_shapes, skip_slower=skip_slower)
         args, kwargs = arguments(example_inputs)
@@ -87,7 +87,7 @@ def export_aoti(
             "aot_inductor.output_path": str(folder / "model"),
             "aot_inductor.metadata": {"PADST_FX_CPU_ISA": ",".join(names)},
         }
-        _package(program, configuration, companions, new / target.name)
+        _package(program, configuration, companions, places[target])
     return target
 
 

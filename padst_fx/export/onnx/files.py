@@ -22,6 +22,6 @@ def write(model: ir.Model, target: Path) -> tuple[Path, ...]:
                if value.const_value is not None)  # fmt: skip
     data = f"{target.name}.data" if size > LARGEST_IN_ONE else None
     paths = (target,) if data is None else (target, target.with_name(data))
-    with written_together(paths) as folder:
-        ir.save(model, folder / target.name, external_data=data)
+    with written_together(paths) as places:
+        ir.save(model, places[target], external_data=data)
     return paths

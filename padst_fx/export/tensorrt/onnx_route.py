@@ -10,7 +10,7 @@ from torch import nn
 from padst_fx.export.onnx.report import Layer
 from padst_fx.export.target import check_target
 from padst_fx.export.tensorrt import requirements
-from padst_fx.export.tensorrt.files import write
+from padst_fx.export.tensorrt.files import check_engine_path, write
 from padst_fx.export.tensorrt.options import Options
 from padst_fx.export.tensorrt.precision import in_precision
 from padst_fx.export.tensorrt.record import ENDING, WEIGHTS_ENDING, Record, beside
@@ -36,7 +36,7 @@ def export_through_onnx(
     from padst_fx.export.tensorrt import building
     from padst_fx.export.tensorrt.source_model import source_model
 
-    target, opset = check_target(path), checked_opset(options.opset)
+    target, opset = check_engine_path(path), checked_opset(options.opset)
     cache = None if options.timing_cache is None else check_target(options.timing_cache)
     source = source_model(
         *in_precision(model, example_inputs, options.precision), dynamic_shapes, opset,
@@ -64,9 +64,10 @@ def export_through_onnx(
     contents = {target: engine.data, beside(target, ENDING): record.text().encode()}
     if options.refit == "inputs":
         contents[beside(target, WEIGHTS_ENDING)] = source.stored_weights()
-    files = write(contents)
+    files = tuple(contents)
     if cache is not None and engine.timing_cache is not None:
-        write({cache: engine.timing_cache})
+        contents[cache] = engine.timing_cache
+    write(contents)
     layers = tuple(
         EngineLayer(layer.name, layer.out_features, layer.in_features, layer.form, layer.reason,
                     engine.multiply_adds.get(layer.name))

@@ -49,7 +49,7 @@ def library(name: str | None) -> Library:
     present = [each for each in names if find_spec(each) is not None]
     if not present:
         packages = " or ".join(LIBRARIES[each] for each in names)
-        raise ModuleNotFoundError(f"export_tensorrt needs TensorRT: pip install {packages}")
+        raise ModuleNotFoundError(f"there is no TensorRT: pip install {packages}")
     return Library(importlib.import_module(present[0]))
 
 
@@ -58,7 +58,7 @@ def check_packages(packages: dict[str, str], extra: str) -> None:
     missing = [package for module, package in packages.items() if find_spec(module) is None]
     if missing:
         raise ModuleNotFoundError(
-            f"export_tensorrt needs {' and '.join(missing)}: pip install 'padst_fx[{extra}]'"
+            f"engines of TensorRT need {' and '.join(missing)}: pip install 'padst_fx[{extra}]'"
         )
 
 

@@ -116,9 +116,10 @@ def _name_products(graph: ir.Graph, layers: set[str]) -> None:
     The products of a layer are numbered behind its name.
     """
     numbers: Counter[str] = Counter()
+    constants = _constants(graph)
     for node in graph:
         if node.op_type in ("MatMul", "Gemm"):
-            names = {name for value in node.inputs for name in _constants(value) or ()}
+            names = {name for value in node.inputs for name in constants.get(value, ())}
             # Layers may share an index; freeze may have given values another ending.
             parts = [name.rpartition(".") for name in names]
             owners = {owner for owner, _, last in parts if last.startswith(VALUES)}
@@ -127,21 +128,16 @@ def _name_products(graph: ir.Graph, layers: set[str]) -> None:
                 node.name = f"{owner}{PART}{numbers[owner]}"
 
 
-def _constants(value: ir.Value | None) -> set[str] | None:
-    """The initializers that a value is computed from, or None if it depends on an input."""
-    if value is None:
-        return set()
-    if value.is_initializer():
-        return {str(value.name)}
-    node = value.producer()
-    if node is None:
-        return None
-    found: set[str] = set()
-    for source in node.inputs:
-        names = _constants(source)
-        if names is None:
-            return None
-        found |= names
+def _constants(graph: ir.Graph) -> dict[ir.Value | None, frozenset[str]]:
+    """The initializers that values are computed from, of all values that no input reaches."""
+    found: dict[ir.Value | None, frozenset[str]] = {
+        value: frozenset([name]) for name, value in graph.initializers.items()
+    }
+    found[None] = frozenset()  # an optional input left out
+    for node in graph:
+        if all(source in found for source in node.inputs):
+            names = frozenset[str]().union(*(found[source] for source in node.inputs))
+            found.update(dict.fromkeys(node.outputs, names))
     return found
 
 

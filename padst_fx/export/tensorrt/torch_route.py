@@ -15,7 +15,7 @@ from padst_fx.compiled import uncompiled
 from padst_fx.export.source import frozen_form
 from padst_fx.export.target import check_target
 from padst_fx.export.tensorrt import requirements
-from padst_fx.export.tensorrt.files import write
+from padst_fx.export.tensorrt.files import check_engine_path, write
 from padst_fx.export.tensorrt.options import Options
 from padst_fx.export.tensorrt.plugin import KERNELS, NAMESPACE
 from padst_fx.export.tensorrt.precision import in_precision
@@ -40,7 +40,7 @@ def export_through_torch(
     requirements.check_gpu(PURPOSE)
     trt = importlib.import_module("tensorrt")
     requirements.check_plugins(trt.__version__)
-    target = check_target(path)
+    target = check_engine_path(path)
     cache = None if options.timing_cache is None else check_target(options.timing_cache)
     _check_device(model, example_inputs)
     model, example_inputs = in_precision(model, example_inputs, options.precision)

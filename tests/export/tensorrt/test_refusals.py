@@ -14,7 +14,8 @@ import torch
 from torch.export import Dim
 
 import padst_fx
-from padst_fx.export.tensorrt import building, requirements
+from padst_fx.export.tensorrt import building, requirements, source_model, torch_route
+from padst_fx.export.tensorrt.converter import projection_of
 
 X = torch.zeros(3, engine_models.WIDTH)
 
@@ -74,6 +75,11 @@ def test_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         padst_fx.export_tensorrt(engine_models.small(), X, tmp_path / "a" / "m")
     with pytest.raises(IsADirectoryError, match="it is a folder"):
         padst_fx.export_tensorrt(engine_models.small(), X, tmp_path)
+    beside = tmp_path / "m.json"
+    beside.mkdir()
+    with pytest.raises(IsADirectoryError, match=r"m\.json: it is a folder"):
+        padst_fx.export_tensorrt(engine_models.small(), X, tmp_path / "m")
+    beside.rmdir()
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(PermissionError, match="cannot be written"):
         padst_fx.export_tensorrt(engine_models.small(), X, tmp_path / "m")
@@ -93,13 +99,13 @@ def test_an_error_while_building_leaves_no_file(
 def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = engine_models.small()
     without(monkeypatch, "tensorrt", "tensorrt_rtx")
-    with pytest.raises(ModuleNotFoundError, match="pip install tensorrt or tensorrt-rtx"):
+    with pytest.raises(ModuleNotFoundError, match="no TensorRT: pip install tensorrt or tensorrt-rtx"):
         padst_fx.export_tensorrt(model, X, tmp_path / "m")
     without(monkeypatch, "tensorrt", "torch_tensorrt", "triton")
     with pytest.raises(ModuleNotFoundError, match="tensorrt and torch-tensorrt and triton: pip"):
         padst_fx.export_tensorrt(model, X, tmp_path / "m", through="torch")
     without(monkeypatch, "onnx", "onnxscript")
-    with pytest.raises(ModuleNotFoundError, match="needs onnx and onnxscript"):
+    with pytest.raises(ModuleNotFoundError, match="need onnx and onnxscript: pip install"):
         padst_fx.export_tensorrt(model, X, tmp_path / "m")
 
 
@@ -121,6 +127,33 @@ def test_a_gpu_is_asked_for_where_one_is_needed(
         )
 
 
-def test_a_tensorrt_with_broken_plugins_is_refused() -> None:
+def test_a_tensorrt_without_working_plugins_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RuntimeError, match=r"TensorRT 10\.14\.1 has broken plugins"):
         requirements.check_plugins("10.14.1")
+    without(monkeypatch, "tensorrt.plugin")
+    with pytest.raises(RuntimeError, match=r"TensorRT 10\.3\.0 has no tensorrt\.plugin: version 10"):
+        requirements.check_plugins("10.3.0")
+
+
+def test_plugins_need_model_and_inputs_on_the_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(requirements, "find_spec", lambda name: object())
+    standard = SimpleNamespace(__name__="tensorrt", __version__="11.0.0")
+    monkeypatch.setattr(torch_route.importlib, "import_module", lambda name: standard)
+    with pytest.raises(ValueError, match="on a CUDA device, some are on cpu"):
+        padst_fx.export_tensorrt(engine_models.small(), X, tmp_path / "m", through="torch")
+
+
+def test_plugins_have_no_float64() -> None:
+    with pytest.raises(ValueError, match="TensorRT has no float64: export with precision='fp32'"):
+        projection_of("shift", X.double(), ())
+
+
+def test_a_model_beyond_what_onnx_holds_in_one_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source_model, "LARGEST_IN_ONE", 1000)
+    with pytest.raises(ValueError, match=r"constants take [\d,]+ bytes .* refit='inputs'"):
+        padst_fx.export_tensorrt(engine_models.small(), X, tmp_path / "m")
