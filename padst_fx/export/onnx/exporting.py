@@ -47,8 +47,9 @@ def export_onnx(
     layers are chosen for the number of tokens in the example inputs.
 
     By default the file has standard operators only. With `custom_ops` every sparse layer is one
-    node of the domain `padst` (`GatherGemm`, `ScatterGemm`, `Shift`), which the file also defines
-    in standard operators, so that a runtime without such ops runs it too.
+    node of the domain `padst` (`GatherGemm`, `ScatterGemm`, `Shift`; `Unstructured` ones stay
+    dense products), which the file also defines in standard operators, so that a runtime without
+    such ops runs it too.
 
     `weights="compact"` stores non-zero weights and computes dense ones, where a layer needs them,
     from constants: runtimes that fold constants do so while they load. `weights="expanded"` stores

@@ -10,7 +10,9 @@ import onnxruntime
 import pytest
 import torch
 from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
 from onnx_checks import error, outputs, run, session
+from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKernel
 from torch import Tensor, nn
 from torch.export import Dim
 
@@ -108,6 +110,20 @@ def test_half_precision(tmp_path):
     expected = outputs(model, x.float())
     report = padst_fx.export_onnx(model.half(), x, tmp_path / "model.onnx")
     assert error(run(session(report.path), x), expected) < 5e-3
+
+
+def test_bfloat16_is_written_for_other_runtimes(tmp_path):
+    """onnxruntime's CPU provider has not all operators for it; ONNX's reference has."""
+    model = Layers(STRUCTURES).eval()
+    x = torch.randn(5, 512).bfloat16()
+    expected = outputs(model, x.float())
+    report = padst_fx.export_onnx(model.bfloat16(), x, tmp_path / "model.onnx")
+    onnx.checker.check_model(report.path, full_check=True)
+    with pytest.raises(NoKernel, match="NOT_IMPLEMENTED"):
+        session(report.path)
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.BFLOAT16)
+    given = {"x": x.float().numpy().astype(dtype)}
+    assert error(ReferenceEvaluator(str(report.path)).run(None, given), expected) < 1e-2
 
 
 def test_a_frozen_model_is_taken_as_it_is(model, report, tmp_path):

@@ -120,19 +120,21 @@ def test_the_parts_of_a_model_have_every_pair(name):
 
 @pytest.mark.parametrize(("name", "part"), MODELS)
 def test_equal_to_the_eager_model(name, part, tmp_path, monkeypatch):
-    gathered = part % 2 == 0
-    if gathered:
-        monkeypatch.setattr(forms, "COSTS", FREE_GATHERS)
     model = trained(name, part)
     frozen = padst_fx.freeze(model, inputs(name, 2, 12), {**SHAPES[name]}, skip_slower=False)
-    report = padst_fx.export_onnx(
-        frozen, inputs(name, 2, 12), tmp_path / "model.onnx", {**SHAPES[name]}
-    )
-    assert len(report.layers) == sum(isinstance(m, SparseLinear) for m in model.modules())
-    assert (report.counts["gather"] > 0) == gathered
-    onnx.checker.check_model(report.path)
-    opened = session(report.path)
-    for batch, tokens in ((2, 12), (1, 5), (3, 31)):
-        given = inputs(name, batch, tokens)
-        check(opened, frozen, given)
-        check(opened, model, given)
+    dense = exported(frozen, name, tmp_path / "dense.onnx")
+    monkeypatch.setattr(forms, "COSTS", FREE_GATHERS)
+    gathered = exported(frozen, name, tmp_path / "gathered.onnx")
+    assert dense.counts["gather"] == 0 < gathered.counts["gather"]
+    for report in (dense, gathered):
+        assert len(report.layers) == sum(isinstance(m, SparseLinear) for m in model.modules())
+        onnx.checker.check_model(report.path)
+        opened = session(report.path)
+        for batch, tokens in ((2, 12), (1, 5), (3, 31)):
+            given = inputs(name, batch, tokens)
+            check(opened, frozen, given)
+            check(opened, model, given)
+
+
+def exported(frozen, name, path):
+    return padst_fx.export_onnx(frozen, inputs(name, 2, 12), path, {**SHAPES[name]})

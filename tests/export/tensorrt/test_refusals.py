@@ -99,7 +99,7 @@ def test_an_error_while_building_leaves_no_file(
 def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = engine_models.small()
     without(monkeypatch, "tensorrt", "tensorrt_rtx")
-    with pytest.raises(ModuleNotFoundError, match="no TensorRT: pip install tensorrt or tensorrt-rtx"):
+    with pytest.raises(ModuleNotFoundError, match="no TensorRT: pip install tensorrt or"):
         padst_fx.export_tensorrt(model, X, tmp_path / "m")
     without(monkeypatch, "tensorrt", "torch_tensorrt", "triton")
     with pytest.raises(ModuleNotFoundError, match="tensorrt and torch-tensorrt and triton: pip"):
@@ -131,7 +131,7 @@ def test_a_tensorrt_without_working_plugins_is_refused(monkeypatch: pytest.Monke
     with pytest.raises(RuntimeError, match=r"TensorRT 10\.14\.1 has broken plugins"):
         requirements.check_plugins("10.14.1")
     without(monkeypatch, "tensorrt.plugin")
-    with pytest.raises(RuntimeError, match=r"TensorRT 10\.3\.0 has no tensorrt\.plugin: version 10"):
+    with pytest.raises(RuntimeError, match=r"TensorRT 10\.3\.0 has no tensorrt\.plugin"):
         requirements.check_plugins("10.3.0")
 
 
