@@ -24,6 +24,11 @@ Kind = tuple[str, str, str, str]  # structure, method, permutation, other settin
 
 CONFIDENCE = 0.95
 BASELINE = ("Unstructured()", "rigl", "identity")
+SECOND_BASELINE = ("Unstructured()", "set", "identity")
+CAPTION = (
+    "Mean ± standard deviation over seeds. In comparisons ± is half of the 95 % interval of "
+    "differences paired by seed."
+)
 # Settings that a run need not have, and how a table calls them.
 VARIED = {
     "delta_t": "delta_t", "drop_fraction": "drop", "distribution": "", "harden_at": "hardened at",
@@ -34,10 +39,12 @@ VARIED = {
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in their seeds alone: values by seed, and the first run's fields."""
+    """Runs that differ in their seeds alone: values by seed, and the first run's fields; the shares
+    of positions moved, per layer, of each run that has permutations."""
 
     run: Run
     values: dict[int, float]
+    moved: tuple[tuple[float, ...], ...] = ()
 
     @property
     def cell(self) -> str:
@@ -46,6 +53,12 @@ class Group:
         if len(numbers) == 1:
             return _number(numbers[0])
         return f"{_number(mean(numbers))} ± {_number(stdev(numbers))}"
+
+    @property
+    def movement(self) -> str:
+        """The mean share moved of each layer, where any moved."""
+        means = [mean(shares) for shares in zip(*self.moved, strict=True)]
+        return " ".join(f"{share:.2f}" for share in means) if any(means) else ""
 
     @property
     def kind(self) -> Kind:
@@ -57,13 +70,16 @@ class Group:
 def groups(rows: Iterable[Row]) -> list[Group]:
     """Rows by everything but their seed, in the order of the file."""
     values: dict[str, dict[int, float]] = defaultdict(dict)
+    moved: dict[str, list[tuple[float, ...]]] = defaultdict(list)
     first: dict[str, Run] = {}
     for row in rows:
         run = results.run_of(row)
         key = replace(run, seed=0).key
         first.setdefault(key, run)
         values[key][run.seed] = float(row["value"])
-    return [Group(run, values[key]) for key, run in first.items()]
+        if row.get("moved"):
+            moved[key].append(tuple(map(float, row["moved"].split())))
+    return [Group(run, values[key], tuple(moved[key])) for key, run in first.items()]
 
 
 def difference(one: Group, other: Group) -> tuple[float, float] | None:
@@ -109,7 +125,7 @@ def closed(group: Group, without: Group, baseline: Group) -> tuple[float, float]
 def text(path: Path) -> str:
     """All tables as plain text."""
     rows = results.read(path)
-    tables = []
+    tables = [CAPTION]
     for place, found in _by_place(groups(rows)).items():
         tables.append(_table(place, found))
     return "\n\n".join(tables)
@@ -147,31 +163,53 @@ def _variant(run: Run) -> str:
 
 def _table(place: Place, found: list[Group]) -> str:
     task, sparsity, size, steps, layers = place
-    counts = Counter(group.kind for group in found)
-    # Of several learning rates none is the one to compare with.
-    single = {group.kind: group for group in found if counts[group.kind] == 1}
-    rows = []
-    for group in found:
-        structure, method, permutation, variant = group.kind
-        baseline = single.get((*BASELINE, variant), single.get((*BASELINE, "")))
-        plain = (structure, method, "identity")
-        without = single.get((*plain, variant), single.get((*plain, "")))
-        rows.append([
-            structure, method, permutation, variant, f"{group.run.learning_rate:g}",
-            str(len(group.values)), group.cell,
-            _interval(group, baseline),
-            _interval(group, without if permutation not in ("", "identity") else None),
-            _share(group, without, baseline),
-        ])  # fmt: skip
+    compared = [_compared(group, _single(found)) for group in found]
+    # A column that a table has nothing for is left out.
+    columns = [name for name in compared[0] if any(row[name] for row in compared)]
     better = "higher" if TASKS[task].higher_is_better else "lower"
-    metric = TASKS[task].metric
     return render(
-        f"{task}, {sparsity:.0%} sparse: {metric} ({better} is better); size {size}, {steps} steps"
-        + ("" if layers == "*" else f", only {layers}"),
-        ["structure", "method", "permutation", "settings", "rate", "seeds", metric,
-         "less RigL's (95 %)", "less identity's (95 %)", "gap to RigL closed (95 %)"],
-        rows,
-    )  # fmt: skip
+        f"{task}, {sparsity:.0%} sparse: {TASKS[task].metric} ({better} is better); size {size}, "
+        f"{steps} steps" + ("" if layers == "*" else f", only {layers}"),
+        columns,
+        [[row[name] for name in columns] for row in compared],
+    )
+
+
+def _single(found: list[Group]) -> dict[Kind, Group]:
+    """Groups by their kinds; of several learning rates of a kind none is one to compare with."""
+    counts = Counter(group.kind for group in found)
+    return {group.kind: group for group in found if counts[group.kind] == 1}
+
+
+def _compared(group: Group, single: dict[Kind, Group]) -> dict[str, str]:
+    """A group's row, by column. It is compared with groups of its own settings, or else of usual
+    ones."""
+    structure, method, permutation, variant = group.kind
+
+    def other(structure: str, method: str, permutation: str) -> Group | None:
+        usual = single.get((structure, method, permutation, ""))
+        return single.get((structure, method, permutation, variant), usual)
+
+    rigl, second = other(*BASELINE), other(*SECOND_BASELINE)
+    without = other(structure, method, "identity")
+    fixed = other(structure, method, "random")
+    return {
+        "structure": structure,
+        "method": method,
+        "permutation": permutation,
+        "settings": variant,
+        "rate": f"{group.run.learning_rate:g}",
+        "seeds": str(len(group.values)),
+        TASKS[group.run.task].metric: group.cell,
+        "less dense": _interval(group, other(DENSE, "", "")),
+        "less RigL's": _interval(group, rigl),
+        "less SET's": _interval(group, second),
+        "less identity's": _interval(group, without),
+        "less random's": _interval(group, fixed if permutation == "learned" else None),
+        "gap to RigL closed": _share(group, without, rigl),
+        "to SET": "" if group is rigl else _share(group, without, second),
+        "moved, by layer": group.movement,
+    }
 
 
 def _interval(group: Group, other: Group | None) -> str:

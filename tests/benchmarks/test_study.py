@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -122,6 +123,36 @@ def test_a_report_is_made_from_the_file_alone(tmp_path):
     assert report.draw(path).exists()
 
 
+def test_a_report_compares_with_every_baseline_and_says_what_moved(tmp_path):
+    path = tmp_path / "study.csv"
+    rigl = replace(RUN, structure="Unstructured()", permutation="identity")
+    bases = {
+        replace(RUN, structure="dense", permutation="", method="", sparsity=0.0): 0.1,
+        rigl: 0.3,
+        replace(rigl, method="set"): 0.2,
+        replace(RUN, permutation="identity"): 0.6,
+        replace(RUN, permutation="random"): 0.5,
+        RUN: 0.4,
+    }
+    for base, value in bases.items():
+        for seed in (0, 1, 2):
+            moved = f"0.{seed}00 0.500" if base is RUN else ""
+            row = {**replace(base, seed=seed).__dict__, "value": value + 0.001 * seed}
+            results.add(path, {**row, "moved": moved})
+    lines = report.text(path).splitlines()
+    header = next(each for each in lines if "structure" in each)
+    line = next(each for each in lines if "learned" in each)
+    columns = [each.strip() for each in re.split(r"  +", header.strip())]
+    cells = dict(zip(columns, re.split(r"  +", line.strip()), strict=True))
+    # Against dense, RigL, SET, identity and random; two thirds of the way to RigL, half to SET.
+    expected = {
+        "less dense": "+0.3", "less RigL's": "+0.1", "less SET's": "+0.2",
+        "less identity's": "-0.2", "less random's": "-0.1",
+        "gap to RigL closed": "67%", "to SET": "50%", "moved, by layer": "0.10 0.50",
+    }  # fmt: skip
+    assert {name: cells[name].partition(" ±")[0] for name in expected} == expected
+
+
 def test_other_settings_are_named_and_compared_with_the_usual_ones(tmp_path):
     path = tmp_path / "study.csv"
     rigl = replace(RUN, structure="Unstructured()", permutation="identity", delta_t=50)
@@ -172,3 +203,22 @@ def test_every_task_trains_and_is_measured(name):
     row = train(replace(RUN, task=name, size=size, structure="Diag()", steps=4, delta_t=2))
     assert torch.isfinite(torch.tensor(row["value"]))
     assert row["exploration"] > 0 and row["moved"]
+
+
+def test_a_compiled_run_ends_where_an_eager_one_does():
+    rows = [train(replace(RUN, compiled=compiled)) for compiled in (False, True)]
+    assert rows[1]["value"] == pytest.approx(rows[0]["value"], rel=1e-3)
+    assert rows[1]["exploration"] == rows[0]["exploration"] > 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("structure", ["dense", "Block(4)"])
+def test_a_run_on_a_gpu_is_compiled_and_named(structure):
+    run = replace(RUN, structure=structure, permutation="identity", compiled=True)
+    if structure == "dense":
+        run = replace(run, permutation="", method="", sparsity=0.0)
+    row = train(run, "cuda")
+    assert torch.isfinite(torch.tensor(row["value"]))
+    assert row["device"] == torch.cuda.get_device_name()
+    assert row["peak_mib"] > 0
