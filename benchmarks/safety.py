@@ -1,16 +1,23 @@
 """`python -m benchmarks.safety`: what being safe costs a training of ViT-B/16 under RigL.
 
 Bookkeeping of `DST` at every step, the search for scores that are not finite at every update, and
-the checksum of a checkpoint, each as a share of the training steps between two of its kind.
+of a checkpoint of the training its checksum and the wait for the disk, each as a share of the
+training steps between two of its kind.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
+import tempfile
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
+from torch import nn
 from torch._inductor import config as inductor
 
 import padst_fx
@@ -21,9 +28,8 @@ from benchmarks.table import Row
 from benchmarks.timing import seconds
 from benchmarks.training import BATCH, Trainer
 from padst_fx import checkpoint_file
-from padst_fx.checkpoint import content
 
-ROUNDS, UPDATE_EVERY, SAVE_EVERY = 12, 100, 1000
+ROUNDS, SAVES, UPDATE_EVERY, SAVE_EVERY = 12, 5, 100, 1000
 
 
 class TimedDST(padst_fx.DST):
@@ -52,13 +58,13 @@ def run() -> list[Row]:
         else:
             times["step"].append(step)
             times["bookkeeping"].append(after)
-    header, tensors = content(model)
-    checksum = [seconds(lambda: checkpoint_file._checksum(str(header), tensors)) for _ in range(5)]
+    checksum, flush = saving(model, trainer.optimizer, dst)
     step = statistics.median(times["step"][2:])
     parts = (
         ("bookkeeping of a step", statistics.median(times["bookkeeping"][2:]), 1),
         ("scores finite?", statistics.median(times["finite"][1:]), UPDATE_EVERY),
-        ("checksum of the model", statistics.median(checksum), SAVE_EVERY),
+        ("checksum of a checkpoint", checksum, SAVE_EVERY),
+        ("wait for the disk", flush, SAVE_EVERY),
     )
     return [
         {
@@ -70,6 +76,33 @@ def run() -> list[Row]:
         }
         for name, spent, every in parts
     ]
+
+
+def saving(
+    model: nn.Module, optimizer: torch.optim.Optimizer, dst: padst_fx.DST
+) -> tuple[float, float]:
+    """Seconds that `save_training` takes for the checksum, and for waiting until all is written."""
+    spent: dict[str, list[float]] = {"checksum": [], "flush": []}
+
+    def timed(kind: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any) -> Any:
+            start = time.perf_counter()
+            result = function(*given)
+            spent[kind][-1] += time.perf_counter() - start
+            return result
+
+        return call
+
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        patch.object(checkpoint_file, "_checksum", timed("checksum", checkpoint_file._checksum)),
+        patch.object(os, "fsync", timed("flush", os.fsync)),
+    ):
+        for number in range(SAVES):
+            for times in spent.values():
+                times.append(0.0)
+            padst_fx.save_training(model, Path(folder) / f"{number}", optimizer, dst)
+    return statistics.median(spent["checksum"]), statistics.median(spent["flush"])
 
 
 def main() -> None:
