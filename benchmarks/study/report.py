@@ -205,6 +205,7 @@ def _compared(group: Group, single: dict[Kind, Group]) -> dict[str, str]:
         "less RigL's": _interval(group, rigl),
         "less SET's": _interval(group, second),
         "less identity's": _interval(group, without),
+        "less usual settings'": _interval(group, single.get((*group.kind[:3], ""))),
         "less random's": _interval(group, fixed if permutation == "learned" else None),
         "gap to RigL closed": _share(group, without, rigl),
         "to SET": "" if group is rigl else _share(group, without, second),
