@@ -67,16 +67,17 @@ struct Indexed {
 
   // The packed form of the values that a product reads, null where there is none.
   template <class T>
-  Packed packed(const Tensor& values, const GatherShape& shape, PackedFor product) const {
+  KeptForm packed(const Tensor& values, const GatherShape& shape, PackedFor product) const {
     const bool forward = product == PackedFor::forward;
     const int64_t bytes = forward ? gather_gemm_forward_packed_bytes<T>(shape)
                                   : gather_gemm_input_grad_packed_bytes<T>(shape);
     if (!bytes) return nullptr;
-    const PackedForm form{product, bytes, shape.in_features, blocked_features(shape),
-                          shape.window};
-    return packed_weights(values, given, form, [&](void* memory) {
+    const PackedForm form{product, shape.in_features, blocked_features(shape), shape.window, bytes};
+    return packed_weights(values, given, form, [&] {
+      const auto memory = aligned_memory(bytes);
       const auto pack = forward ? gather_gemm_forward_pack<T> : gather_gemm_input_grad_pack<T>;
-      pack(present<T>(values), data(), this->bytes(), shape, memory);
+      pack(present<T>(values), data(), this->bytes(), shape, memory.get());
+      return Packed{memory, bytes};
     });
   }
 
@@ -104,7 +105,7 @@ Tensor gather_gemm_op(const Tensor& x, const Tensor& values_, const Tensor& inde
   Tensor y = empty_rows(x, blocked_features(shape));
   for_dtype(x, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    const Packed packed = indexed.packed<T>(values, shape, PackedFor::forward);
+    const KeptForm packed = indexed.packed<T>(values, shape, PackedFor::forward);
     gather_gemm_forward<T>(rows.data<T>(), rows.stride, present<T>(values), indexed.data(),
                            indexed.bytes(), indexed.perm_data(), {present<T>(bias), act},
                            static_cast<T*>(y.mutable_data_ptr()), shape, packed.get());
@@ -126,7 +127,7 @@ Tensor gather_gemm_input_grad_op(const Tensor& grad, const Tensor& values_, cons
   Tensor dx = empty_rows(grad, in_features);
   for_dtype(grad, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    const Packed packed = indexed.packed<T>(values, shape, PackedFor::input_grad);
+    const KeptForm packed = indexed.packed<T>(values, shape, PackedFor::input_grad);
     gather_gemm_input_grad<T>(rows.data<T>(), rows.stride, present<T>(values), indexed.data(),
                               indexed.bytes(), indexed.perm_data(),
                               static_cast<T*>(dx.mutable_data_ptr()), shape, packed.get());

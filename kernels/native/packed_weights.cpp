@@ -4,10 +4,8 @@
 
 #include <algorithm>
 #include <array>
-#include <cstdlib>
 #include <cstring>
 #include <mutex>
-#include <new>
 #include <unordered_map>
 #include <vector>
 
@@ -20,12 +18,13 @@ constexpr int kSamples = 64;
 struct Stamp {
   const void* data;
   int64_t elements;
+  at::ScalarType type;
   uint32_t version;
   std::array<uint64_t, kSamples> samples;
 
   bool operator==(const Stamp& other) const {
-    return data == other.data && elements == other.elements && version == other.version &&
-           samples == other.samples;
+    return data == other.data && elements == other.elements && type == other.type &&
+           version == other.version && samples == other.samples;
   }
 };
 
@@ -37,7 +36,8 @@ Stamp stamp(const at::Tensor& tensor) {
   const auto* impl = tensor.unsafeGetTensorImpl();
   const auto* bytes = static_cast<const char*>(tensor.const_data_ptr());
   const size_t size = tensor.element_size();
-  Stamp result{bytes, tensor.numel(), impl->version_counter().current_version(), {}};
+  Stamp result{bytes, tensor.numel(), tensor.scalar_type(),
+               impl->version_counter().current_version(), {}};
   for (int i = 0; i < kSamples && result.elements; ++i) {
     const int64_t element = (result.elements - 1) * i / (kSamples - 1);
     std::memcpy(&result.samples[i], bytes + element * size, std::min(size, sizeof(uint64_t)));
@@ -60,7 +60,7 @@ struct Entry {
 
 struct Found {
   bool met;
-  Packed packed;
+  KeptForm form;
 };
 
 class Cache {
@@ -72,7 +72,7 @@ class Cache {
       const Entry& entry = it->second;
       if (entry.form == form && entry.values == values && entry.index == index &&
           !entry.values_owner.expired() && !entry.index_owner.expired()) {
-        return {true, entry.packed};
+        return {true, entry.packed.form};
       }
     }
     return {false, nullptr};
@@ -95,7 +95,7 @@ class Cache {
     const std::lock_guard<std::mutex> guard(mutex_);
     drop_if([](const void*, const Entry&) { return false; });
     int64_t total = 0;
-    for (const auto& [key, entry] : entries_) total += entry.packed ? entry.form.bytes : 0;
+    for (const auto& [key, entry] : entries_) total += entry.packed.bytes;
     return total;
   }
 
@@ -126,24 +126,35 @@ Cache& cache() {
   return *instance;
 }
 
-}  // namespace
-
-Packed packed_weights(const at::Tensor& values, const at::Tensor& index, const PackedForm& form,
-                      const std::function<void(void*)>& pack) {
+// `at_once`: made also where the tensors are met for the first time.
+KeptForm find_or_make(const at::Tensor& values, const at::Tensor& index, const PackedForm& form,
+                      const MakeForm& make, bool at_once) {
   if (!has_version(values) || !has_version(index)) return nullptr;
   const Stamp values_stamp = stamp(values);
   const Stamp index_stamp = stamp(index);
   c10::StorageImpl* const owner = values.storage().unsafeGetStorageImpl();
   const Found found = cache().find(owner, form, values_stamp, index_stamp);
-  if (found.packed) return found.packed;
-  void* const memory = std::aligned_alloc(64, (form.bytes + 63) / 64 * 64);
-  if (!memory) throw std::bad_alloc();
-  Packed packed(memory, [](const void* data) { std::free(const_cast<void*>(data)); });
-  pack(memory);
-  cache().count();
+  if (found.form) return found.form;
+  Packed packed;
+  if (at_once || found.met) {
+    packed = make();
+    cache().count();
+  }
   cache().keep(owner, {values.storage().getWeakStorageImpl(), index.storage().getWeakStorageImpl(),
-                       form, values_stamp, index_stamp, found.met ? packed : nullptr});
-  return packed;
+                       form, values_stamp, index_stamp, found.met ? packed : Packed{}});
+  return packed.form;
+}
+
+}  // namespace
+
+KeptForm packed_weights(const at::Tensor& values, const at::Tensor& index, const PackedForm& form,
+                        const MakeForm& make) {
+  return find_or_make(values, index, form, make, true);
+}
+
+KeptForm kept_weights(const at::Tensor& values, const at::Tensor& index, const PackedForm& form,
+                     const MakeForm& make) {
+  return find_or_make(values, index, form, make, false);
 }
 
 void register_packed_weights(torch::Library& library) {

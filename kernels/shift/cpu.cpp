@@ -43,59 +43,112 @@ const Accumulator<T>* widened(const T* values, int64_t count,
   }
 }
 
+// What it takes to read values as they are stored: widened ones, and the ranks of offsets.
+template <class T>
+class StoredValues {
+ public:
+  StoredValues(const T* values, const Diagonals<Accumulator<T>>& of)
+      : diagonals(of),
+        wide_(of.count * of.shorter),
+        ranks_(ranks_of(of.offsets, of.count, of.longer)) {
+    diagonals.values = widened(values, of.count * of.shorter, wide_);
+  }
+
+  const int32_t* ranks() const { return ranks_.data(); }
+
+  Diagonals<Accumulator<T>> diagonals;
+
+ private:
+  const WidenedMemory<T> wide_;
+  const std::vector<int32_t> ranks_;
+};
+
+template <class T>
+Diagonals<Accumulator<T>> diagonals_of(const int32_t* offsets, const ShiftShape& shape) {
+  return {nullptr, offsets, shape.diagonals, std::min(shape.out_features, shape.in_features),
+          std::max(shape.out_features, shape.in_features)};
+}
+
+template <class T, bool spread>
+Packed stream_of(const T* values, const int32_t* offsets, const ShiftShape& shape) {
+  const StoredValues<T> stored(values, diagonals_of<T>(offsets, shape));
+  const auto stream = std::make_shared<const ValueStream<Accumulator<T>, spread>>(
+      stored.diagonals, stored.ranks(), true);
+  return {stream, stream->bytes()};
+}
+
+// Up to this many vectors a thread, making a stream takes longer than one call gains by it.
+constexpr int64_t kStoredVectors = 4;
+
 // Permutes what is read (forward) or what is written (input gradient).
 template <class T, bool spread, bool writes_perm>
-void product(const T* x, int64_t stride, int64_t tokens, const T* values, const int32_t* perm,
-             Diagonals<Accumulator<T>> diagonals, const Epilogue<T>& epilogue, T* y) {
+void product(const T* x, int64_t stride, const T* values, const int32_t* offsets,
+             const int32_t* perm, const Epilogue<T>& epilogue, T* y, const ShiftShape& shape,
+             const void* stream) {
   using A = Accumulator<T>;
+  using Stream = ValueStream<A, spread>;
+  const int64_t tokens = shape.tokens;
+  Diagonals<A> diagonals = diagonals_of<T>(offsets, shape);
   if (tokens == 0) return;
-  const int64_t count = diagonals.count * diagonals.shorter;
-  const WidenedMemory<T> memory(count);
-  diagonals.values = widened(values, count, memory);
-  if (tokens <= kFewTokens<A>) {
+  if (!shift_streams<T>(tokens)) {
+    const int64_t count = diagonals.count * diagonals.shorter;
+    const WidenedMemory<T> memory(count);
+    diagonals.values = widened(values, count, memory);
     const FewTokens<T, spread> few(diagonals, writes_perm ? nullptr : perm,
                                    writes_perm ? perm : nullptr, epilogue);
     return few.run(x, stride, tokens, y);
   }
-  const int64_t longer = diagonals.longer;
-  const int64_t permuted = perm ? diagonals.template sources<spread != writes_perm>() : 0;
-  const Scratch integers((longer + 1 + permuted) * sizeof(int32_t));
-  int32_t* ranks = integers.as<int32_t>();
-  rank_offsets(diagonals.offsets, diagonals.count, longer, ranks);
-  int32_t* inverse = perm ? ranks + longer + 1 : nullptr;
-  if (perm) invert(perm, permuted, inverse);
-  const ManyTokens<T, spread> many(diagonals, ranks, writes_perm ? nullptr : inverse,
+  std::vector<int32_t> places;
+  if (perm) places = inverse_of(perm, diagonals.template sources<spread != writes_perm>());
+  const int32_t* const inverse = perm ? places.data() : nullptr;
+  const ManyTokens<T, spread> many(diagonals, writes_perm ? nullptr : inverse,
                                    writes_perm ? inverse : nullptr, epilogue);
-  many.run(x, stride, tokens, y);
+  const auto run = [&](const auto& from) { many.run(x, stride, tokens, y, from); };
+  if (stream) return run(StreamedProduct<A, spread>(*static_cast<const Stream*>(stream)));
+  const StoredValues<T> stored(values, diagonals);
+  if (tokens <= kStoredVectors * kLanes<A> * threads()) {
+    run(StoredProduct<A, spread>(stored.diagonals, stored.ranks()));
+  } else {
+    const Stream fresh(stored.diagonals, stored.ranks(), false);
+    run(StreamedProduct<A, spread>(fresh));
+  }
 }
+
+bool forward_spreads(const ShiftShape& shape) { return shape.out_features >= shape.in_features; }
+bool input_grad_spreads(const ShiftShape& shape) { return shape.out_features < shape.in_features; }
 
 }  // namespace
 
 template <class T>
+bool shift_streams(int64_t tokens) {
+  return tokens > kFewTokens<Accumulator<T>>;
+}
+
+template <class T>
+Packed shift_forward_stream(const T* values, const int32_t* offsets, ShiftShape shape) {
+  const auto make = forward_spreads(shape) ? stream_of<T, true> : stream_of<T, false>;
+  return make(values, offsets, shape);
+}
+
+template <class T>
+Packed shift_input_grad_stream(const T* values, const int32_t* offsets, ShiftShape shape) {
+  const auto make = input_grad_spreads(shape) ? stream_of<T, true> : stream_of<T, false>;
+  return make(values, offsets, shape);
+}
+
+template <class T>
 void shift_forward(const T* x, int64_t ldx, const T* values, const int32_t* offsets,
-                   const int32_t* perm, Epilogue<T> epilogue, T* y, ShiftShape shape) {
-  const int64_t rows = shape.out_features, columns = shape.in_features;
-  const Diagonals<Accumulator<T>> diagonals{nullptr, offsets, shape.diagonals,
-                                            std::min(rows, columns), std::max(rows, columns)};
-  if (rows >= columns) {
-    product<T, true, false>(x, ldx, shape.tokens, values, perm, diagonals, epilogue, y);
-  } else {
-    product<T, false, false>(x, ldx, shape.tokens, values, perm, diagonals, epilogue, y);
-  }
+                   const int32_t* perm, Epilogue<T> epilogue, T* y, ShiftShape shape,
+                   const void* stream) {
+  const auto run = forward_spreads(shape) ? product<T, true, false> : product<T, false, false>;
+  run(x, ldx, values, offsets, perm, epilogue, y, shape, stream);
 }
 
 template <class T>
 void shift_input_grad(const T* grad, int64_t ldg, const T* values, const int32_t* offsets,
-                      const int32_t* perm, T* dx, ShiftShape shape) {
-  const int64_t rows = shape.out_features, columns = shape.in_features;
-  const Diagonals<Accumulator<T>> diagonals{nullptr, offsets, shape.diagonals,
-                                            std::min(rows, columns), std::max(rows, columns)};
-  const Epilogue<T> none{nullptr, Activation::none};
-  if (rows < columns) {
-    product<T, true, true>(grad, ldg, shape.tokens, values, perm, diagonals, none, dx);
-  } else {
-    product<T, false, true>(grad, ldg, shape.tokens, values, perm, diagonals, none, dx);
-  }
+                      const int32_t* perm, T* dx, ShiftShape shape, const void* stream) {
+  const auto run = input_grad_spreads(shape) ? product<T, true, true> : product<T, false, true>;
+  run(grad, ldg, values, offsets, perm, {nullptr, Activation::none}, dx, shape, stream);
 }
 
 template <class T>
@@ -126,10 +179,13 @@ void shift_weight_grad(const T* grad, int64_t ldg, const T* x, int64_t ldx, cons
 }
 
 #define PADST_SHIFT(T)                                                                            \
+  template bool shift_streams<T>(int64_t);                                                        \
+  template Packed shift_forward_stream<T>(const T*, const int32_t*, ShiftShape);                  \
+  template Packed shift_input_grad_stream<T>(const T*, const int32_t*, ShiftShape);               \
   template void shift_forward<T>(const T*, int64_t, const T*, const int32_t*, const int32_t*,     \
-                                 Epilogue<T>, T*, ShiftShape);                                    \
+                                 Epilogue<T>, T*, ShiftShape, const void*);                       \
   template void shift_input_grad<T>(const T*, int64_t, const T*, const int32_t*, const int32_t*, \
-                                    T*, ShiftShape);                                              \
+                                    T*, ShiftShape, const void*);                                 \
   template void shift_weight_grad<T>(const T*, int64_t, const T*, int64_t, const int32_t*,        \
                                      const int32_t*, T*, ShiftShape);
 PADST_SHIFT(float)

@@ -2,6 +2,7 @@
 
 #include <torch/library.h>
 
+#include "native/packed_weights.h"
 #include "native/tensors.h"
 #include "shift/cpu.h"
 
@@ -24,7 +25,8 @@ void check_offsets(const Tensor& offsets, const ShiftShape& shape) {
 
 struct Diagonals {
   Diagonals(const Tensor& values_, const Tensor& offsets_, const Tensor& perm_)
-      : values(stored(values_)),
+      : given(offsets_),
+        values(stored(values_)),
         offsets(stored_index(offsets_, false)),
         perm(stored_index(perm_, false)) {}
 
@@ -37,7 +39,19 @@ struct Diagonals {
     check_perm(perm, shape.in_features);
   }
 
-  Tensor values, offsets, perm;
+  // The stream that a product reads, null where it is better off without.
+  template <class T>
+  KeptForm stream(const ShiftShape& shape, PackedFor product) const {
+    if (!shift_streams<T>(shape.tokens)) return nullptr;
+    const PackedForm form{product, shape.in_features, shape.out_features};
+    return kept_weights(values, given, form, [&] {
+      const auto make = product == PackedFor::forward ? shift_forward_stream<T>
+                                                      : shift_input_grad_stream<T>;
+      return make(present<T>(values), present<int32_t>(offsets), shape);
+    });
+  }
+
+  Tensor given, values, offsets, perm;
 };
 
 }  // namespace
@@ -55,9 +69,11 @@ Tensor shift_op(const Tensor& x, const Tensor& values, const Tensor& offsets, co
   Tensor y = empty_rows(x, out_features);
   for_dtype(x, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
+    const KeptForm stream = diagonals.stream<T>(shape, PackedFor::forward);
     shift_forward<T>(rows.data<T>(), rows.stride, present<T>(diagonals.values),
                      present<int32_t>(diagonals.offsets), present<int32_t>(diagonals.perm),
-                     {present<T>(bias), act}, static_cast<T*>(y.mutable_data_ptr()), shape);
+                     {present<T>(bias), act}, static_cast<T*>(y.mutable_data_ptr()), shape,
+                     stream.get());
   });
   return y;
 }
@@ -74,9 +90,10 @@ Tensor shift_input_grad_op(const Tensor& grad, const Tensor& values, const Tenso
   Tensor dx = empty_rows(grad, in_features);
   for_dtype(grad, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
+    const KeptForm stream = diagonals.stream<T>(shape, PackedFor::input_grad);
     shift_input_grad<T>(rows.data<T>(), rows.stride, present<T>(diagonals.values),
                         present<int32_t>(diagonals.offsets), present<int32_t>(diagonals.perm),
-                        static_cast<T*>(dx.mutable_data_ptr()), shape);
+                        static_cast<T*>(dx.mutable_data_ptr()), shape, stream.get());
   });
   return dx;
 }

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <vector>
 
 #include "native/parallel.h"
 #include "native/scratch.h"
@@ -42,8 +43,19 @@ struct Span {
 
 constexpr int kMostSpans = 5;
 
-// The spans of results [f, f + group) among diagonals [first, last). rank(o) is the number of
-// diagonals with an offset below o, kept within [first, last].
+// From one diagonal to the one whose sources come next: where products add up diagonals one by one,
+// they do so in this order, with sources ascending.
+template <bool spread>
+constexpr int kStep = spread ? -1 : 1;
+
+// Number i of `count` diagonals or windows from `first` on, in that order.
+template <bool spread>
+constexpr int64_t in_turn(int64_t first, int64_t count, int64_t i) {
+  return spread ? first + count - 1 - i : first + i;
+}
+
+// The spans of results [f, f + group) among diagonals [first, last), in that order. rank(o) is the
+// number of diagonals with an offset below o, kept within [first, last].
 template <bool spread, class A, class Rank>
 inline int spans_of(const Diagonals<A>& diagonals, int64_t f, int64_t group, int first, int last,
                     const Rank& rank, Span* spans) {
@@ -72,13 +84,13 @@ inline int spans_of(const Diagonals<A>& diagonals, int64_t f, int64_t group, int
     }
     const int end = rank(f + 1);
     const int from = std::min(rank(f - whole), end);
-    add(rank(f - shorter + 1), from, f, true);
-    add(from, end, f, false);
-    // Beyond f the sources wrap around; just beyond, the group begins before the diagonal does.
-    add(end, rank(f + 1 + std::min(group - 1, longer - shorter)), f, true);
     const int full = rank(f + longer - whole);
-    add(rank(f + longer - shorter + 1), full, f + longer, true);
+    // Beyond f the sources wrap around; just beyond, the group begins before the diagonal does.
     add(full, last, f + longer, false);
+    add(rank(f + longer - shorter + 1), full, f + longer, true);
+    add(end, rank(f + 1 + std::min(group - 1, longer - shorter)), f, true);
+    add(from, end, f, false);
+    add(rank(f - shorter + 1), from, f, true);
   }
   return count;
 }
@@ -117,19 +129,21 @@ inline int64_t padded_source(const Diagonals<A>& diagonals, int64_t t) {
   return t < diagonals.template sources<spread>() ? t : -1;
 }
 
-// ranks[o] = number of offsets below o, for o in [0, longer].
-inline void rank_offsets(const int32_t* offsets, int64_t count, int64_t longer, int32_t* ranks) {
+// The number of offsets below o, for every o in [0, longer].
+inline std::vector<int32_t> ranks_of(const int32_t* offsets, int64_t count, int64_t longer) {
+  std::vector<int32_t> ranks(longer + 1, static_cast<int32_t>(count));
   int64_t o = 0;
   for (int64_t k = 0; k < count; ++k) {
     for (; o <= offsets[k]; ++o) ranks[o] = static_cast<int32_t>(k);
   }
-  for (; o <= longer; ++o) ranks[o] = static_cast<int32_t>(count);
+  return ranks;
 }
 
-inline void invert(const int32_t* perm, int64_t count, int32_t* inverse) {
-  // A number that is missing from a damaged permutation must not leave a wild address.
-  std::fill_n(inverse, count, 0);
+inline std::vector<int32_t> inverse_of(const int32_t* perm, int64_t count) {
+  // Zeros: a number that is missing from a damaged permutation must not leave a wild address.
+  std::vector<int32_t> inverse(count);
   for (int64_t i = 0; i < count; ++i) inverse[perm[i]] = static_cast<int32_t>(i);
+  return inverse;
 }
 
 }  // namespace padst

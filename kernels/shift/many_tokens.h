@@ -14,7 +14,6 @@ namespace padst {
 
 constexpr int kMostVectors = 3;
 constexpr int kPad = 16;
-constexpr int64_t kPanel = 1024;
 
 // Up to `vectors` vectors of tokens, feature-major: a row of them for each source and each result.
 template <class A>
@@ -34,21 +33,24 @@ void with_constant(int vectors, const F& f) {
   }
 }
 
-// A product straight from the stored values.
+// A product straight from the stored values, which takes diagonals in the order in which a stream
+// has them: results are the same to the last bit.
 template <class A, bool spread>
 class StoredProduct {
  public:
   StoredProduct(const Diagonals<A>& diagonals, const int32_t* ranks)
       : diagonals_(diagonals), ranks_(ranks) {}
 
-  // Results [first, last) of a tile, first a multiple of kPad; up to kPad rows beyond the results
-  // are written too.
-  void operator()(const Tile<A>& tile, int64_t first, int64_t last) const {
-    with_constant(tile.vectors, [&](auto vectors) {
-      for (int64_t panel = first; panel < last; panel += kPanel) {
-        results<vectors>(tile, panel, std::min(panel + kPanel, last));
-      }
-    });
+  // As `StreamedProduct` does.
+  void operator()(const Tile<A>* tiles, int count, int64_t first, int64_t last,
+                  const Ahead&) const {
+    for (int i = 0; i < count; ++i) {
+      with_constant(tiles[i].vectors, [&](auto vectors) {
+        for (int64_t panel = first; panel < last; panel += kPanel) {
+          results<vectors>(tiles[i], panel, std::min(panel + kPanel, last));
+        }
+      });
+    }
   }
 
  private:
@@ -63,7 +65,8 @@ class StoredProduct {
     const int64_t window = std::max<int64_t>(kWindowBytes / (Group::row * sizeof(A)), 1);
     const int64_t windows = (longer + window - 1) / window;
     bool fresh = true;
-    for (int64_t w = 0; w < windows; ++w) {
+    for (int64_t i = 0; i < windows; ++i) {
+      const int64_t w = in_turn<spread>(0, windows, i);
       const int from = ranks_[longer * w / windows], to = ranks_[longer * (w + 1) / windows];
       if (from == to) continue;
       const auto rank = [&](int64_t o) {
@@ -99,9 +102,9 @@ class StoredProduct {
   template <int vectors, int group>
   __attribute__((always_inline)) void add(const Span& span, int64_t f, const A* source,
                                           RowGroup<A, vectors, group>& sums) const {
-    for (int k = span.first; k < span.last; ++k) {
-      const int64_t offset = diagonals_.offsets[k];
-      const int64_t at = spread ? span.base - offset : span.base + offset;
+    for (int i = 0; i < span.last - span.first; ++i) {
+      const int64_t k = in_turn<spread>(span.first, span.last - span.first, i);
+      const int64_t at = span.base + kStep<spread> * diagonals_.offsets[k];
       const A* values = diagonals_.values + k * diagonals_.shorter + (spread ? at : f);
       A partial[group];
       if (__builtin_expect(span.partial, 0)) {
@@ -117,23 +120,17 @@ class StoredProduct {
 };
 
 // A product from a stream of values. Tiles share what of the stream is in the second-level cache.
-template <class A>
+template <class A, bool spread>
 class StreamedProduct {
  public:
-  template <bool spread>
-  static StreamedProduct of(const Diagonals<A>& diagonals, const int32_t* ranks) {
-    constexpr int64_t row_bytes = 2 * kVectorBytes;
-    return StreamedProduct(
-        ValueStream<A>::template of<spread>(diagonals, ranks, kWindowBytes / row_bytes, kPanel));
-  }
+  explicit StreamedProduct(const ValueStream<A, spread>& stream) : stream_(stream) {}
 
   // Results [first, last) of the tiles, first a multiple of kPad; up to kPad rows beyond the
   // results are written too.
   void operator()(const Tile<A>* tiles, int count, int64_t first, int64_t last,
                   Ahead ahead) const {
-    const int64_t panel = stream_.panel();
     for (int64_t begin = first; begin < last;) {
-      const int64_t end = std::min(last, (begin / panel + 1) * panel);
+      const int64_t end = std::min(last, (begin / kPanel + 1) * kPanel);
       for (int w = 0; w < stream_.windows(); ++w) {
         for (int i = 0; i < count; ++i) {
           with_constant(tiles[i].vectors, [&](auto vectors) {
@@ -146,34 +143,33 @@ class StreamedProduct {
   }
 
  private:
-  static constexpr int64_t kWindowBytes = 32 << 10;
   // How far values are fetched ahead, in groups of them.
   static constexpr int64_t kFetched = 32;
-
-  explicit StreamedProduct(ValueStream<A> stream) : stream_(std::move(stream)) {}
 
   template <int vectors>
   void results(const Tile<A>& tile, int w, int64_t first, int64_t last, Ahead& ahead) const {
     using Group = RowGroup<A, vectors, kGroup>;
     const Part* part = stream_.part(w, first);
-    const int32_t* from = stream_.sources() + part->sources;
+    const Item* item = stream_.items() + part->items;
     const A* values = stream_.values() + static_cast<size_t>(part->values) * kGroup;
-    for (int64_t f = first; f < last; f += kGroup, ++part) {
+    for (int64_t f = first; f < last; f += kGroup, ++item) {
       ahead.fetch();
-      if (w > 0 && part->long_runs + part->short_runs + part->singles == 0) continue;
+      if (w > 0 && item->length == 0) continue;
       A* const result = tile.result + f * Group::row;
       Group sums;
       sums.start(result, w == 0);
-      for (int i = 0; i < part->long_runs; ++i, values += kLongRun * kGroup) {
-        fetch(values);
-        sums.template add_run<kLongRun>(tile.source + *from++ * Group::row, values);
-      }
-      for (int i = 0; i < part->short_runs; ++i, values += kShortRun * kGroup) {
-        sums.template add_run<kShortRun>(tile.source + *from++ * Group::row, values);
-      }
-      for (int i = 0; i < part->singles; ++i, values += kGroup) {
-        fetch(values);
-        sums.add(tile.source + *from++ * Group::row, values);
+      while (item->length > 0) {
+        for (; item->length == 1; ++item, values += kGroup) {
+          fetch(values);
+          sums.add(tile.source + item->row * Group::row, values);
+        }
+        for (; item->length == kShortRun; ++item, values += kShortRun * kGroup) {
+          sums.template add_run<kShortRun>(tile.source + item->row * Group::row, values);
+        }
+        for (; item->length == kLongRun; ++item, values += kLongRun * kGroup) {
+          fetch(values);
+          sums.template add_run<kLongRun>(tile.source + item->row * Group::row, values);
+        }
       }
       sums.finish(result);
     }
@@ -181,7 +177,7 @@ class StreamedProduct {
 
   static void fetch(const A* values) { __builtin_prefetch(values + kFetched * kGroup); }
 
-  ValueStream<A> stream_;
+  const ValueStream<A, spread>& stream_;
 };
 
 // Fills the rows before and after a tile's sources that groups reach over its ends.
@@ -206,33 +202,14 @@ class ManyTokens {
   using A = Accumulator<T>;
   static constexpr int lanes = kLanes<A>;
 
-  ManyTokens(const Diagonals<A>& diagonals, const int32_t* ranks, const int32_t* source_rows,
+  ManyTokens(const Diagonals<A>& diagonals, const int32_t* source_rows,
              const int32_t* result_rows, const Epilogue<T>& epilogue)
       : diagonals_(diagonals),
-        ranks_(ranks),
         source_rows_(source_rows),
         result_rows_(result_rows),
         epilogue_(epilogue),
         sources_(diagonals.template sources<spread>()),
         results_(diagonals.template results<spread>()) {}
-
-  void run(const T* x, int64_t stride, int64_t tokens, T* y) const {
-    if (tokens <= kStoredVectors * lanes * threads()) {
-      const StoredProduct<A, spread> product(diagonals_, ranks_);
-      run(x, stride, tokens, y, [&](const Tile<A>* tiles, int count, int64_t first, int64_t last,
-                                    const Ahead&) {
-        for (int i = 0; i < count; ++i) product(tiles[i], first, last);
-      });
-    } else {
-      run(x, stride, tokens, y, StreamedProduct<A>::template of<spread>(diagonals_, ranks_));
-    }
-  }
-
- private:
-  // Up to this many vectors a thread, arranging values takes longer than it saves.
-  static constexpr int64_t kStoredVectors = 4;
-  static constexpr int kMostTiles = 2;
-  static constexpr int64_t kTogetherBytes = 1 << 20;
 
   template <class Product>
   void run(const T* x, int64_t stride, int64_t tokens, T* y, const Product& product) const {
@@ -246,6 +223,10 @@ class ManyTokens {
       shared_tiles(x, stride, tokens, y, product);
     }
   }
+
+ private:
+  static constexpr int kMostTiles = 2;
+  static constexpr int64_t kTogetherBytes = 1 << 20;
 
   size_t tile_elements(int64_t vectors) const {
     return (sources_ + results_ + 3 * kPad) * vectors * lanes;
@@ -338,7 +319,6 @@ class ManyTokens {
   }
 
   const Diagonals<A>& diagonals_;
-  const int32_t* ranks_;
   const int32_t* source_rows_;
   const int32_t* result_rows_;
   const Epilogue<T>& epilogue_;

@@ -9,7 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_checks import LONG_BATCHES, SETTINGS, SHIFTS, Setting, check_shift
+from kernel_checks import LONG_BATCHES, SETTINGS, SHIFTS, Inputs, Setting, check_shift
+from torch import Tensor
 
 from padst_fx.kernels.shift import cpu, reference
 
@@ -59,6 +60,46 @@ def test_diagonals_with_neighbouring_offsets(
 ) -> None:
     out, inp, diagonals = shape
     check_shift(native, out, inp, Setting(tokens=tokens, dtype=dtype), diagonals)
+
+
+def offsets_in_runs(longer: int, lengths: list[int]) -> Tensor:
+    """Runs of neighbouring offsets, of the lengths in turn, a few offsets between them."""
+    starts = range(0, longer, 19)
+    runs = [torch.arange(at, at + lengths[i % len(lengths)]) for i, at in enumerate(starts)]
+    offsets = torch.cat(runs)
+    return offsets[offsets < longer].int()
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("shape", [(67, 67), (1103, 131), (131, 1103)], ids=str)
+@pytest.mark.parametrize("lengths", [[1, 1], [4], [8], [1, 8, 5, 1, 13, 4]], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_results_do_not_depend_on_how_values_are_read(
+    shape: tuple[int, int], lengths: list[int], dtype: torch.dtype
+) -> None:
+    out, inp = shape
+    offsets = offsets_in_runs(max(shape), lengths)
+    before = torch.get_num_threads()
+    try:
+        for tokens, perm in ((13, False), (45, True), (200, False)):
+            inputs = Inputs(Setting(tokens=tokens, dtype=dtype, perm=perm, seed=tokens))
+            order, values = inputs.perm(inp), inputs.normal(len(offsets), min(shape))
+            x, grad, bias = inputs.activations(inp), inputs.activations(out), inputs.bias(out)
+            results, made = [], []
+            # One thread arranges values where several read them as they are stored.
+            for threads in (1, 8):
+                torch.set_num_threads(threads)
+                own = values.clone()
+                for _ in range(3):
+                    count = torch.ops.padst.packed_count()
+                    y = native.shift_forward(x, own, offsets, order, bias, out, "none")
+                    results.append((y, native.shift_input_grad(grad, own, offsets, order, inp)))
+                    made.append(torch.ops.padst.packed_count() - count)
+            assert made == 2 * [0, 2, 0]
+            for result in results[1:]:
+                assert all(map(torch.equal, result, results[0]))
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.native

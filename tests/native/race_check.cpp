@@ -76,14 +76,21 @@ void check_shift(int64_t out, int64_t in, int64_t diagonals, int64_t tokens, boo
   const auto values = normal<T>(diagonals * length), x = normal<T>(tokens * in);
   const auto grad = normal<T>(tokens * out), bias = normal<T>(out);
   const auto perm = permutation(in);
-  compare<T>("shift_forward", tokens * out, [&](T* y) {
-    padst::shift_forward<T>(x.data(), in, values.data(), offsets.data(), perm.data(),
-                                {bias.data(), Activation::gelu}, y, shape);
-  });
-  compare<T>("shift_input_grad", tokens * in, [&](T* dx) {
-    padst::shift_input_grad<T>(grad.data(), out, values.data(), offsets.data(), perm.data(),
-                                   dx, shape);
-  });
+  // Every call makes its stream, so that threads do.
+  for (const bool kept : {false, true}) {
+    compare<T>("shift_forward", tokens * out, [&](T* y) {
+      padst::Packed stream;
+      if (kept) stream = padst::shift_forward_stream<T>(values.data(), offsets.data(), shape);
+      padst::shift_forward<T>(x.data(), in, values.data(), offsets.data(), perm.data(),
+                              {bias.data(), Activation::gelu}, y, shape, stream.form.get());
+    });
+    compare<T>("shift_input_grad", tokens * in, [&](T* dx) {
+      padst::Packed stream;
+      if (kept) stream = padst::shift_input_grad_stream<T>(values.data(), offsets.data(), shape);
+      padst::shift_input_grad<T>(grad.data(), out, values.data(), offsets.data(), perm.data(), dx,
+                                 shape, stream.form.get());
+    });
+  }
   compare<T>("shift_weight_grad", diagonals * length, [&](T* dvalues) {
     padst::shift_weight_grad<T>(grad.data(), out, x.data(), in, offsets.data(), perm.data(),
                                     dvalues, shape);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ def built() -> None:
 
 STRUCTURES = {
     "diag": padst_fx.Diag(),
+    "diag-runs": padst_fx.Diag(run=8),
     "diag-16": padst_fx.Diag(width=16),
     "block-8": padst_fx.Block(8),
     "nm": padst_fx.NM(1, 10),
@@ -185,71 +187,113 @@ def test_forward_mode_derivatives_are_refused() -> None:
         torch.func.jvp(sparse, (x,), (torch.ones_like(x),))
 
 
-# How many forms four equal calls make.
-KEPT_FROM_THE_SECOND = [1, 1, 0, 0]
+@dataclass(frozen=True)
+class Kept:
+    """Calls whose packed form is kept from the second one on."""
+
+    structure: str
+    tokens: int
+    # How many forms four equal calls make: the first may do without.
+    made: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.structure}-{self.tokens}"
+
+    def x(self, sparse: SparseLinear, **options: bool) -> Tensor:
+        return torch.randn(self.tokens, sparse.in_features, **options)
+
+
+# Diagonals of 40 tokens are read as they are stored by a first call, those of 600 are arranged.
+KEPT = (
+    Kept("nm", 1, (1, 1, 0, 0)),
+    Kept("nm", 40, (1, 1, 0, 0)),
+    Kept("diag", 40, (0, 1, 0, 0)),
+    Kept("diag", 600, (0, 1, 0, 0)),
+)
+each_kept = pytest.mark.parametrize("kept", KEPT, ids=str)
 
 
 def packed_count() -> int:
     return torch.ops.padst.packed_count()
 
 
-def check_renewed(sparse: SparseLinear, call: torch.nn.Module) -> None:
-    """Packed weights of one token are kept from the second call on with the same weights."""
-    x = torch.randn(1, sparse.in_features)
+def packed_bytes() -> int:
+    gc.collect()
+    return torch.ops.padst.packed_bytes()
+
+
+def changed_topology(sparse: SparseLinear) -> Tensor:
+    units = sparse.pattern.random_units(torch.Generator().manual_seed(3))
+    return sparse.pattern.index_from_units(units)
+
+
+def check_renewed(kept: Kept, sparse: SparseLinear, call: torch.nn.Module) -> None:
+    """Packed weights are kept from the second call on with the same weights."""
+    x = kept.x(sparse)
 
     def count() -> int:
         before = packed_count()
         torch.testing.assert_close(call(x).double(), dense(sparse, x), rtol=1e-4, atol=1e-4)
         return packed_count() - before
 
-    assert [count() for _ in range(4)] == KEPT_FROM_THE_SECOND
+    def check() -> None:
+        assert tuple(count() for _ in range(4)) == kept.made
+
+    check()
     with torch.no_grad():
         sparse.values.mul_(2)
-        assert [count() for _ in range(4)] == KEPT_FROM_THE_SECOND
+        check()
         sparse.values.data.mul_(-3)
-        assert [count() for _ in range(4)] == KEPT_FROM_THE_SECOND
-        units = sparse.pattern.random_units(torch.Generator().manual_seed(3))
-        sparse.index.copy_(sparse.pattern.index_from_units(units))
-        assert [count() for _ in range(4)] == KEPT_FROM_THE_SECOND
+        check()
+        sparse.index.copy_(changed_topology(sparse))
+        check()
     optimizer = torch.optim.SGD(sparse.parameters(), lr=0.1)
     call(x).sum().backward()
     optimizer.step()
-    assert [count() for _ in range(4)] == KEPT_FROM_THE_SECOND
+    check()
 
 
-def test_packed_weights_are_renewed_when_values_or_topology_change() -> None:
-    sparse = layer("nm")
-    check_renewed(sparse, sparse)
+@each_kept
+def test_packed_weights_are_renewed_when_values_or_topology_change(kept: Kept) -> None:
+    sparse = layer(kept.structure)
+    check_renewed(kept, sparse, sparse)
 
 
-def test_packed_input_gradients_are_renewed_when_values_or_topology_change() -> None:
-    sparse = layer("nm")
-    index, window, features = sparse.index, sparse.pattern.m, sparse.in_features
-    grad = torch.randn(20, sparse.out_features)
+@pytest.mark.parametrize("kept", KEPT[1:], ids=str)
+def test_packed_input_gradients_are_renewed_when_values_or_topology_change(kept: Kept) -> None:
+    sparse = layer(kept.structure)
+    operands = sparse.values, sparse.index, sparse.perm
+    grad = torch.randn(kept.tokens, sparse.out_features)
+
+    def input_grad() -> Tensor:
+        if kept.structure == "diag":
+            return torch.ops.padst.shift_input_grad(grad, *operands, sparse.in_features)
+        window = sparse.pattern.m
+        return torch.ops.padst.gather_gemm_input_grad(grad, *operands, window, sparse.in_features)
 
     def count() -> int:
         before = packed_count()
-        dx = torch.ops.padst.gather_gemm_input_grad(
-            grad, sparse.values, index, sparse.perm, window, features
-        )
         exact = grad.double() @ sparse.dense_weight().double()
-        torch.testing.assert_close(dx.double(), exact, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(input_grad().double(), exact, rtol=1e-4, atol=1e-4)
         return packed_count() - before
 
     with torch.no_grad():
-        assert [count() for _ in range(4)] == KEPT_FROM_THE_SECOND
+        assert tuple(count() for _ in range(4)) == kept.made
         sparse.values.mul_(2)
-        assert [count() for _ in range(4)] == KEPT_FROM_THE_SECOND
-        units = sparse.pattern.random_units(torch.Generator().manual_seed(3))
-        index.copy_(sparse.pattern.index_from_units(units))
-        assert [count() for _ in range(4)] == KEPT_FROM_THE_SECOND
+        assert tuple(count() for _ in range(4)) == kept.made
+        sparse.index.copy_(changed_topology(sparse))
+        assert tuple(count() for _ in range(4)) == kept.made
 
 
-def test_packed_forms_of_the_same_weights_are_kept_apart() -> None:
-    sparse = layer("nm")
+@pytest.mark.parametrize("name", ["nm", "diag"])
+@pytest.mark.parametrize("features", [(96, 160), (160, 96), (120, 120)], ids=str)
+def test_packed_forms_of_the_same_weights_are_kept_apart(
+    name: str, features: tuple[int, int]
+) -> None:
+    sparse = layer(name, *features)
     for _ in range(3):
-        for tokens in (1, 40):
-            x = torch.randn(tokens, 160, requires_grad=True)
+        for tokens in (1, 40, 600):
+            x = torch.randn(tokens, sparse.in_features, requires_grad=True)
             y = sparse(x)
             torch.testing.assert_close(y.double(), dense(sparse, x), rtol=1e-4, atol=1e-4)
             grad = torch.randn_like(y)
@@ -258,13 +302,30 @@ def test_packed_forms_of_the_same_weights_are_kept_apart() -> None:
             torch.testing.assert_close(dx.double(), exact, rtol=1e-4, atol=1e-4)
 
 
-def test_packed_weights_of_compiled_code() -> None:
-    sparse = layer("nm")
-    check_renewed(sparse, torch.compile(sparse, backend="padst"))
+@pytest.mark.parametrize("name", ["nm", "diag"])
+def test_packed_forms_of_one_storage_in_two_dtypes_are_kept_apart(name: str) -> None:
+    sparse = layer(name).to(torch.bfloat16)
+    x, absent = torch.randn(40, 160), torch.empty(0)
+    with torch.no_grad():
+        for _ in range(3):
+            for dtype in (torch.bfloat16, torch.float16):
+                values, none = sparse.values.view(dtype), absent.to(dtype)
+                operands = (sparse.index, sparse.perm, none)
+                y = sparse.pattern.linear(x.to(dtype), values, *operands)
+                want = sparse.pattern.linear(x.to(dtype), values.clone(), *operands)
+                assert torch.equal(y, want)
 
 
-def test_packed_weights_under_inference_mode() -> None:
-    sparse, x = layer("nm"), torch.randn(1, 160)
+@each_kept
+def test_packed_weights_of_compiled_code(kept: Kept) -> None:
+    sparse = layer(kept.structure)
+    check_renewed(kept, sparse, torch.compile(sparse, backend="padst"))
+
+
+@each_kept
+def test_packed_weights_under_inference_mode(kept: Kept) -> None:
+    sparse = layer(kept.structure)
+    x = kept.x(sparse)
     with torch.inference_mode():
         sparse(x), sparse(x)
         before = packed_count()
@@ -273,42 +334,50 @@ def test_packed_weights_under_inference_mode() -> None:
     with torch.no_grad():
         sparse.values.mul_(2)
     with torch.inference_mode():
-        y = sparse(x)
-    torch.testing.assert_close(y.double(), dense(sparse, x), rtol=1e-4, atol=1e-4)
-    assert packed_count() == before + 1
+        for made in kept.made:
+            before = packed_count()
+            y = sparse(x)
+            torch.testing.assert_close(y.double(), dense(sparse, x), rtol=1e-4, atol=1e-4)
+            assert packed_count() == before + made
 
 
-def test_weights_made_under_inference_mode_are_packed_in_every_call() -> None:
+@each_kept
+def test_weights_made_under_inference_mode_are_packed_in_every_call(kept: Kept) -> None:
     with torch.inference_mode():
-        sparse, x = layer("nm"), torch.randn(1, 160)
-        before = packed_count()
-        for factor in (1, 2):
+        sparse = layer(kept.structure)
+        x, before = kept.x(sparse), packed_count()
+        for factor in (1, 1, 2):
             sparse.values.mul_(factor)
             torch.testing.assert_close(sparse(x).double(), dense(sparse, x), rtol=1e-4, atol=1e-4)
         assert packed_count() == before
 
 
-def test_packed_weights_go_with_the_values() -> None:
-    gc.collect()
-    before = torch.ops.padst.packed_bytes()
-    sparse = layer("nm")
-    sparse(torch.randn(1, 160))
-    assert torch.ops.padst.packed_bytes() == before
-    sparse(torch.randn(1, 160))
-    assert torch.ops.padst.packed_bytes() > before
+@each_kept
+def test_packed_weights_go_with_the_values(kept: Kept) -> None:
+    before, sparse = packed_bytes(), layer(kept.structure)
+    x = kept.x(sparse)
+    sparse(x)
+    assert packed_bytes() == before
+    sparse(x)
+    assert packed_bytes() > before
     del sparse
-    gc.collect()
-    assert torch.ops.padst.packed_bytes() == before
+    assert packed_bytes() == before
 
 
-def test_training_steps_hold_no_packed_weights() -> None:
-    gc.collect()
-    before = torch.ops.padst.packed_bytes()
-    sparse = layer("nm")
+@each_kept
+def test_training_steps_hold_no_packed_weights(kept: Kept) -> None:
+    before, sparse = packed_bytes(), layer(kept.structure)
     optimizer = torch.optim.AdamW(sparse.parameters())
     for _ in range(3):
-        x = torch.randn(40, 160, requires_grad=True)
-        sparse(x).square().sum().backward()
+        sparse(kept.x(sparse, requires_grad=True)).square().sum().backward()
         optimizer.step()
         optimizer.zero_grad()
-        assert torch.ops.padst.packed_bytes() == before
+        assert packed_bytes() == before
+
+
+@pytest.mark.parametrize(("name", "most"), [("diag", 5.5), ("diag-runs", 4.5)])
+def test_streams_take_little_more_memory_than_their_values(name: str, most: float) -> None:
+    before, sparse = packed_bytes(), layer(name, 768, 768)
+    for _ in range(2):
+        sparse(torch.randn(40, 768))
+    assert 4 < (packed_bytes() - before) / sparse.values.numel() < most
