@@ -10,7 +10,8 @@ import os
 import pickle
 
 import pytest
-from distributed_cases import Case, Training
+import torch
+from distributed_cases import HARDEN_AT, Case, Training
 from same import assert_same
 
 import padst_fx
@@ -71,6 +72,68 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(trained, tmp_path):
     assert_same(other.everything(), before)
 
 
+def adam(*groups, **settings):
+    return torch.optim.Adam([{"params": group} for group in groups], 0.02, **settings)
+
+
+def sgd(parameters):
+    return torch.optim.SGD(parameters, 0.02)
+
+
+OPTIMIZERS = {
+    "another type": (sgd, "has the state of Adam, the optimizer is SGD"),
+    "another order": (lambda p: adam(p[::-1]), "group 0 holds other parameters .* their order"),
+    "one fewer": (lambda p: adam(p[:-1]), r"group 0 .* they differ in \['head.bias'\]"),
+    "two groups": (lambda p: adam(p[:2], p[2:]), "group 0 holds other parameters"),
+    "one group more": (
+        lambda p: adam(p, [torch.nn.Parameter(torch.zeros(1))]),
+        "the optimizer's group 1 holds other parameters",
+    ),
+    "more slots": (
+        lambda p: adam(p, amsgrad=True),
+        r"keeps \['exp_avg', 'exp_avg_sq', 'max_exp_avg_sq', 'step'\] of first.values, "
+        r"in the checkpoint there are \['exp_avg', 'exp_avg_sq', 'step'\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("stepped", [False, True], ids=["new", "in training"])
+@pytest.mark.parametrize("other", OPTIMIZERS)
+def test_another_optimizer_is_refused_and_changes_nothing(trained, tmp_path, other, stepped):
+    """The checkpoint's permutations are soft and the model's no more, so that a load would begin
+    by making them soft again."""
+    soft = Training(Case("alone", "diag", "rigl", "soft"))
+    save(tmp_path / "there", soft)
+    build, message = OPTIMIZERS[other]
+    training = Training(soft.case)
+    for step in range(1, HARDEN_AT + 1):
+        training.backward(step)
+        training.step()
+    assert training.model.first.soft_perm is None
+    training.dst.close()
+    training.optimizer = build(list(training.model.parameters()))
+    training.dst = padst_fx.DST(training.model, training.optimizer, "rigl", delta_t=2)
+    if stepped:
+        training.backward(HARDEN_AT + 1)
+        training.optimizer.step()
+        training.dst.step()
+    before = training.everything(), [p.grad for p in training.model.parameters()]
+    with pytest.raises(CheckpointError, match=message):
+        load(tmp_path / "there", training)
+    assert_same(training.everything(), before[0])
+    assert all(p.grad is g for p, g in zip(training.model.parameters(), before[1], strict=True))
+
+
+def test_a_setting_of_a_group_that_was_not_saved_stays(trained, tmp_path):
+    save(tmp_path / "there", trained)
+    other = Training(trained.case)
+    torch.optim.lr_scheduler.ConstantLR(other.optimizer, 0.5)
+    load(tmp_path / "there", other)
+    assert_same(other.everything(), trained.everything())
+    assert other.optimizer.param_groups[0]["lr"] == 0.02
+    assert other.optimizer.param_groups[0]["initial_lr"] == 0.02
+
+
 def flip(path, bit):
     content = bytearray(path.read_bytes())
     content[bit // 8 % len(content)] ^= 1 << bit % 8
@@ -90,7 +153,7 @@ DAMAGE = {
     "half a seal": lambda f: os.truncate(f / "padst_fx.json", 50),
     "a seal of other things": lambda f: edit(f / "padst_fx.json", sha256=["x"]),
     "a seal that leads elsewhere": lambda f: edit(f / "padst_fx.json", sha256={"../x": "y"}),
-    "another version": lambda f: edit(f / "padst_fx.json", version=2),
+    "another version": lambda f: edit(f / "padst_fx.json", version=1),
 }
 
 
@@ -101,7 +164,7 @@ def test_what_is_damaged_is_refused_before_it_is_read(trained, tmp_path, monkeyp
     other = Training(trained.case)
     before = other.everything()
     monkeypatch.setattr(pickle, "load", None)
-    with pytest.raises(CheckpointError, match=r"is damaged|no complete checkpoint|version 2"):
+    with pytest.raises(CheckpointError, match=r"is damaged|no complete checkpoint|version 1"):
         load(tmp_path / "there", other)
     assert_same(other.everything(), before)
 
