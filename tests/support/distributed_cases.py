@@ -81,12 +81,22 @@ MORE_METHODS = [
     ("diag", "rigl_exact", "learned"),
     ("diag", "dynadiag", "learned"),
     ("block", "rigl", "soft"),
+    ("nm", "set", "learned"),
+    ("unstructured", "mest", "soft"),
+    ("block", "rigl_exact", "soft"),
+    ("diag", "dynadiag", "soft"),
 ]
 FOUR = LONG
 VARIANTS = [
     *(Case("ddp", *method) for method in MORE_METHODS),
     Case("fsdp", "unstructured", "mest"),
     Case("fsdp", "diag", "set"),
+    Case("fsdp", "unstructured", "set", "learned"),
+    Case("fsdp", "diag", "mest", "soft"),
+    Case("fsdp", "block", "rigl", "learned"),
+    Case("fsdp", "diag", "rigl_exact", "learned"),
+    Case("fsdp", "nm", "rigl_exact", "soft"),
+    Case("fsdp", "diag", "dynadiag", "soft"),
     Case("ddp, static graph, accumulation", "diag", "mest", "learned"),
     Case("ddp, static graph, accumulation", "block", "rigl_exact"),
     Case("ddp, static graph, accumulation", "diag", "dynadiag"),
