@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,17 @@ from padst_fx.dst.manager import DST, unwrapped
 from padst_fx.folder_seal import check_seal, is_sealed, seal
 from padst_fx.layers.linear import SparseLinear
 from padst_fx.sharding import sharded_modules
-from padst_fx.training_fit import check_groups, check_type, checked, held_names, parameter_names
+from padst_fx.state_tree import flatten, restore
+from padst_fx.training_fit import (
+    Stateful,
+    check_groups,
+    check_parts,
+    check_type,
+    checked,
+    held_names,
+    load_parts,
+    parameter_names,
+)
 
 # The entry of all that is no tensor of the model's or of the optimizer's.
 ENTRY = "training"
@@ -29,16 +39,24 @@ SLOTS = "optimizer.state."
 
 
 def save_sharded(
-    path: str | os.PathLike[str], model: nn.Module, optimizer: torch.optim.Optimizer, dst: DST
+    path: str | os.PathLike[str],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    dst: DST,
+    *,
+    parts: Mapping[str, Stateful] | None = None,
+    extra: Any = None,
 ) -> None:
     """Write the state of a training to the folder `path`; every rank must call it.
 
     `model` may be wrapped in `DistributedDataParallel`, sharded by `fully_shard`, both or neither,
-    and may be compiled. Call it after `dst.step()`. Raises `RuntimeError` on every rank if units or
-    permutations differ between ranks, `ValueError` between a scoring backward and `dst.step()`,
-    when each rank has scores of its own, and for a `DST` of another optimizer, and
-    `FileExistsError` where a complete checkpoint is: it is complete once `path/padst_fx.json`,
-    with the checksum of every file, is there.
+    and may be compiled. `parts` and `extra` are as in `save_training`; of what differs between
+    ranks, the first one's is stored. Call it after `dst.step()`. Raises `RuntimeError` on every
+    rank if units or permutations differ between ranks, `ValueError` between a scoring backward and
+    `dst.step()`, when each rank has scores of its own, for a `DST` of another optimizer and for a
+    part or an `extra` that holds what `save_training` refuses, and `FileExistsError` where a
+    complete checkpoint is: it is complete once `path/padst_fx.json`, with the checksum of every
+    file, is there.
     """
     from torch.distributed import checkpoint
 
@@ -51,29 +69,44 @@ def save_sharded(
         raise ValueError(
             f"{names[0]} has collected scores that are this rank's own: save after dst.step()"
         )
-    with dst.unheard():
-        state = _training_state(model, inner)
+    tensors: dict[str, Tensor] = {}
     training = {
         "optimizer": {"type": type(inner).__name__, "parameters": _held(inner, model)},
         "dst": dst.state_dict(),
+        "parts": {
+            name: flatten(part.state_dict(), name, tensors)
+            for name, part in (parts or {}).items()
+        },
+        "extra": flatten(extra, "extra", tensors),
+        "tensors": tensors,
     }
+    with dst.unheard():
+        state = _training_state(model, inner)
     checkpoint.save({**state, ENTRY: _packed(training)}, checkpoint_id=folder)
     seal(folder)
 
 
 def load_sharded(
-    path: str | os.PathLike[str], model: nn.Module, optimizer: torch.optim.Optimizer, dst: DST
-) -> None:
-    """Go on from `save_sharded`, with any number of ranks; every rank must call it.
+    path: str | os.PathLike[str],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    dst: DST,
+    *,
+    parts: Mapping[str, Stateful] | None = None,
+) -> Any:
+    """Go on from `save_sharded`, with any number of ranks; every rank must call it. Returns its
+    `extra`.
 
-    Model, optimizer and `dst` are made and wrapped as for a new training; the sparsified model has
-    to have the structure that was saved. With as many ranks as before, going on is bit for bit the
-    same as not having stopped. Raises `CheckpointError`, with nothing changed, for an incomplete
-    checkpoint, a file that does not match its checksum (before it is read), a damaged topology,
-    tensors that do not fit, another type of optimizer, other parameters in its groups and other
-    slots, and `ValueError` for the state of another method or of other patterns.
-    Only load files you trust: `torch.distributed.checkpoint` unpickles what is no tensor, and
-    checksums keep out accidents alone.
+    Model, optimizer, `dst` and `parts` are made and wrapped as for a new training; the sparsified
+    model has to have the structure that was saved. With as many ranks as before, going on is bit
+    for bit the same as not having stopped, if all that takes part in the training was saved. Raises
+    `CheckpointError`, with nothing changed, for an incomplete checkpoint, a file that does not
+    match its checksum (before it is read), a damaged topology, tensors that do not fit, another
+    type of optimizer, other parameters in its groups, other slots and other parts, and `ValueError`
+    for the state of another method or of other patterns. What `load_state_dict` of a part raises
+    comes as it is, with nothing changed either. Only load files you trust:
+    `torch.distributed.checkpoint` unpickles what is no tensor, and checksums keep out accidents
+    alone.
     """
     from torch.distributed import checkpoint
 
@@ -86,15 +119,19 @@ def load_sharded(
         raise CheckpointError(f"{folder} was not written by padst_fx.save_sharded")
     checkpoint.load(packed, checkpoint_id=folder)
     training = _unpacked(packed[ENTRY])
+    parts, tensors = parts or {}, training["tensors"]
+    check_parts(training["parts"], parts)
     dst.check_fits(training["dst"])
     _check_tensors(folder, _bare(model), saved)
     check_type(training["optimizer"]["type"], inner)
     check_groups(training["optimizer"]["parameters"], _held(inner, model), "soft_perm")
     with dst.unheard():
         _check_slots(model, inner, saved)
+        load_parts({k: restore(part, tensors) for k, part in training["parts"].items()}, parts)
         dst.hardening.be_as_soft_as(training["dst"]["hardening"])
         _load_training_state(folder, model, inner, saved)
     dst.load_state_dict(training["dst"])
+    return restore(training["extra"], tensors)
 
 
 def _bare(model: nn.Module) -> nn.Module:

@@ -47,6 +47,72 @@ def test_one_process_saves_and_loads_as_well(trained, tmp_path):
     assert_same(other.everything(), trained.everything())
 
 
+def test_parts_and_extra_come_back(tmp_path):
+    def made():
+        training = Training(Case("alone", "diag", "rigl", "learned"))
+        return training, torch.optim.lr_scheduler.OneCycleLR(training.optimizer, 0.1, 20)
+
+    def train(training, scheduler, steps):
+        for step in steps:
+            training.backward(step)
+            training.step()
+            scheduler.step()
+
+    def arguments(training):
+        return tmp_path / "there", training.model, training.optimizer, training.dst
+
+    first, scheduler = made()
+    train(first, scheduler, range(1, 6))
+    extra = {"step": 5, "random": torch.get_rng_state(), "best": (0.5, None)}
+    parts = {"scheduler": scheduler}
+    padst_fx.save_sharded(*arguments(first), parts=parts, extra=extra)
+    second, other = made()
+    for wrong in ({}, {"scheduler": other, "scaler": torch.amp.GradScaler("cpu")}):
+        before = second.everything()
+        with pytest.raises(CheckpointError, match=r"the parts \['scheduler'\], given are"):
+            padst_fx.load_sharded(*arguments(second), parts=wrong)
+        assert_same(second.everything(), before)
+    found = padst_fx.load_sharded(*arguments(second), parts={"scheduler": other})
+    assert_same(found, extra)
+    assert_same(other.state_dict(), scheduler.state_dict())
+    for training, rates in ((first, scheduler), (second, other)):
+        train(training, rates, range(6, 12))
+    assert_same(second.everything(), first.everything())
+    assert first.optimizer.param_groups[0]["lr"] == second.optimizer.param_groups[0]["lr"]
+
+
+def test_a_part_that_fails_leaves_everything_as_it_was(trained, tmp_path):
+    class Part:
+        def state_dict(self):
+            return {"count": 1}
+
+        def load_state_dict(self, state):
+            if state["count"] == 1 and self.strict:
+                self.strict = False
+                raise RuntimeError("not this one")
+
+    part = Part()
+    padst_fx.save_sharded(
+        tmp_path / "there", trained.model, trained.optimizer, trained.dst, parts={"part": part}
+    )
+    other, part.strict = Training(trained.case), True
+    before = other.everything()
+    with pytest.raises(RuntimeError, match="not this one"):
+        padst_fx.load_sharded(
+            tmp_path / "there", other.model, other.optimizer, other.dst, parts={"part": part}
+        )
+    assert_same(other.everything(), before)
+
+
+def test_what_no_checkpoint_can_hold_is_refused_before_anything_is_written(trained, tmp_path):
+    there = tmp_path / "there"
+    with pytest.raises(ValueError, match=r"cannot save extra\.a: it is a set"):
+        padst_fx.save_sharded(
+            there, trained.model, trained.optimizer, trained.dst, extra={"a": {1}}
+        )
+    assert not there.exists()
+
+
 def test_saving_before_the_first_step_counts_no_step(tmp_path):
     fresh = Training(Case("alone", "diag", "rigl"))
     save(tmp_path / "there", fresh)
