@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from padst_fx.checkpoint_file import CheckpointError
@@ -82,7 +83,7 @@ def save_sharded(
     }
     with dst.unheard():
         state = _training_state(model, inner)
-    checkpoint.save({**state, ENTRY: _packed(training)}, checkpoint_id=folder)
+    checkpoint.save({**state, ENTRY: _first_ranks(_packed(training))}, checkpoint_id=folder)
     seal(folder)
 
 
@@ -288,6 +289,15 @@ def _packed(state: dict[str, Any]) -> bytes:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return buffer.getvalue()
+
+
+def _first_ranks(packed: bytes) -> bytes:
+    """What the first rank has: of an entry that all have, torch takes any rank's."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return packed
+    held = [packed]
+    dist.broadcast_object_list(held, src=0)
+    return held[0]
 
 
 def _unpacked(packed: bytes) -> dict[str, Any]:
