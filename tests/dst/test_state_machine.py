@@ -359,4 +359,4 @@ Life.TestCase.settings = settings(
 class TestLife(Life.TestCase):
     def runTest(self):
         super().runTest()
-        assert RAISED == set(PLACES)
+        assert set(PLACES) == RAISED
