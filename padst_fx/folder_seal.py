@@ -17,7 +17,7 @@ from padst_fx.atomic_file import write_whole
 from padst_fx.checkpoint_file import CheckpointError
 
 NAME = "padst_fx.json"
-VERSION = 1
+VERSION = 2
 
 
 def is_sealed(folder: Path) -> bool:

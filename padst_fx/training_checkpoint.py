@@ -6,7 +6,7 @@ import copy
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,21 +14,22 @@ from torch import Tensor, nn
 from padst_fx.checkpoint import Fit, content
 from padst_fx.checkpoint_file import CheckpointError, read, write
 from padst_fx.checkpoint_header import check_types
-from padst_fx.compiled import plain_name, uncompiled
+from padst_fx.compiled import plain_name
 from padst_fx.dst import DST
-from padst_fx.dst.optimizer_state import unwrapped
 from padst_fx.state_tree import flatten, restore
+from padst_fx.training_fit import (
+    Stateful,
+    check_groups,
+    check_parts,
+    check_type,
+    checked,
+    held_names,
+    load_parts,
+    parameter_names,
+)
 
 TRAINING = {"optimizer": dict, "dst": (dict, type(None)), "parts": dict, "gradients": dict}
 OPTIMIZER = {"type": str, "parameters": list, "state": dict}
-
-
-class Stateful(Protocol):
-    """A scheduler, a gradient scaler, a sampler: what has a state and takes it back."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
 
 
 def save_training(
@@ -48,13 +49,13 @@ def save_training(
     and dicts, such as the step and `torch.get_rng_state()`. Raises what `save` raises, and
     `ValueError` for a state that holds anything else and a `DST` of another optimizer.
     """
-    inner = _checked(optimizer, dst)
+    inner = checked(optimizer, dst)
     header, tensors = content(model)
-    names = _names(model)
+    names = parameter_names(model)
     training = {
         "optimizer": {
             "type": type(inner).__name__,
-            "parameters": _held(inner, names),
+            "parameters": held_names(inner, names),
             "state": flatten(inner.state_dict(), "optimizer", tensors),
         },
         "dst": None if dst is None else flatten(dst.state_dict(), "dst", tensors),
@@ -88,7 +89,7 @@ def load_training(
     nothing changed, for a damaged file and for one that does not fit; what `load_state_dict` of a
     part raises comes as it is, with nothing changed either. Loading executes no code of the file's.
     """
-    inner = _checked(optimizer, dst)
+    inner = checked(optimizer, dst)
     header, tensors = read(Path(path))
     if "training" not in header:
         raise CheckpointError(f"{path} holds a model only: read it with padst_fx.load")
@@ -100,36 +101,19 @@ def load_training(
         )
     training = _restored(header["training"], tensors)
     parts = parts or {}
-    _check_parts(training["parts"], parts)
+    check_parts(training["parts"], parts)
     _check_optimizer(training["optimizer"], inner, model, None if dst is None else "soft_perm")
     _check_dst(training["dst"], dst, header)
     _check_gradients(training["gradients"], model)
-    _load_parts(training["parts"], parts)
+    load_parts(training["parts"], parts)
     fit.load()
     if dst is not None:
         dst.load_state_dict(training["dst"])
     inner.load_state_dict(training["optimizer"]["state"])
-    for parameter, name in _names(model).items():
+    for parameter, name in parameter_names(model).items():
         gradient = training["gradients"].get(name)
         parameter.grad = None if gradient is None else gradient.to(parameter.device)
     return training["extra"]
-
-
-def _checked(optimizer: torch.optim.Optimizer, dst: DST | None) -> torch.optim.Optimizer:
-    """The optimizer without wrappers."""
-    inner = unwrapped(optimizer)
-    if dst is not None and dst.optimizer is not inner:
-        raise ValueError("dst was made for another optimizer than the one given")
-    return inner
-
-
-def _names(model: nn.Module) -> dict[nn.Parameter, str]:
-    return {p: plain_name(name) for name, p in uncompiled(model).named_parameters()}
-
-
-def _held(optimizer: torch.optim.Optimizer, names: dict[nn.Parameter, str]) -> list[list[str]]:
-    """The names of the parameters of each group, "" for one that is not the model's."""
-    return [[names.get(p, "") for p in group["params"]] for group in optimizer.param_groups]
 
 
 def _restored(training: Any, tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -149,42 +133,14 @@ def _restored(training: Any, tensors: dict[str, Tensor]) -> dict[str, Any]:
         raise CheckpointError(f"damaged: the header's training holds {error}") from error
 
 
-def _check_parts(saved: dict[str, Any], parts: Mapping[str, Stateful]) -> None:
-    if differing := sorted(saved.keys() ^ parts.keys()):
-        raise CheckpointError(
-            f"the checkpoint has the parts {sorted(saved)}, given are {sorted(parts)}; "
-            f"they differ in {differing}"
-        )
-
-
 def _check_optimizer(
     saved: dict[str, Any], optimizer: torch.optim.Optimizer, model: nn.Module, moved: str | None
 ) -> None:
-    """Refuse the state of another optimizer, which torch would take if only the sizes agree.
-
-    Parameters called `moved` come and go: a `DST` gives those that are there to the optimizer.
-    """
-    if saved["type"] != type(optimizer).__name__:
-        raise CheckpointError(
-            f"the checkpoint has the state of {saved['type']}, "
-            f"the optimizer is {type(optimizer).__name__}"
-        )
+    """Refuse the state of another optimizer, which torch would take if only the sizes agree."""
+    check_type(saved["type"], optimizer)
     _check_form(saved)
-    names = _names(model)
-    mine = _held(optimizer, names)
-    for number, (theirs, own) in enumerate(zip(saved["parameters"], mine, strict=False)):
-        theirs, own = ([n for n in group if n.split(".")[-1] != moved] for group in (theirs, own))
-        if theirs != own:
-            differing = sorted(set(theirs) ^ set(own)) or "their order"
-            raise CheckpointError(
-                f"the optimizer's group {number} holds other parameters than in the checkpoint; "
-                f"they differ in {differing!s:.200}"
-            )
-    if len(saved["parameters"]) != len(mine):
-        raise CheckpointError(
-            f"the optimizer has {len(mine)} parameter groups, in the checkpoint there are "
-            f"{len(saved['parameters'])}"
-        )
+    names = parameter_names(model)
+    check_groups(saved["parameters"], held_names(optimizer, names), moved)
     shapes = {name: parameter.shape for parameter, name in names.items()}
     flat = [name for group in saved["parameters"] for name in group]
     for number, slots in saved["state"]["state"].items():
@@ -267,21 +223,9 @@ def _check_dst(saved: Any, dst: DST | None, header: dict[str, Any]) -> None:
 
 
 def _check_gradients(saved: dict[str, Any], model: nn.Module) -> None:
-    present = {name: parameter for parameter, name in _names(model).items()}
+    present = {name: parameter for parameter, name in parameter_names(model).items()}
     for name, gradient in saved.items():
         like = present.get(name, gradient)
         fits = isinstance(gradient, Tensor) and gradient.shape == like.shape
         if not fits or gradient.dtype != like.dtype:
             raise CheckpointError(f"damaged: the gradient of {name} does not fit")
-
-
-def _load_parts(saved: dict[str, Any], parts: Mapping[str, Stateful]) -> None:
-    """Load them all, or none: one that raises gives all their old states back."""
-    before = {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}
-    try:
-        for name, part in parts.items():
-            part.load_state_dict(saved[name])
-    except BaseException:
-        for name, part in parts.items():
-            part.load_state_dict(before[name])
-        raise

@@ -77,6 +77,18 @@ def test_two_ranks_agree_after_every_step(two, case):
     check_agreement(two, case)
 
 
+@pytest.mark.parametrize("case", cases.OTHERWISE, ids=str)
+def test_the_second_rank_would_have_decided_otherwise(two, case):
+    """So that it agrees only because it was sent what the first one decided."""
+    expected = {"manager.choose_units"}
+    if case.permutation == "learned":
+        expected |= {"learned_permutation.choose_features"}
+    if case.permutation == "soft":
+        expected |= {"hardening.nearest_permutation", "hardening._per_line"}
+    first, second = (rank[str(case)]["otherwise"] for rank in two)
+    assert (first, set(second)) == ([], expected)
+
+
 @pytest.mark.parametrize("case", cases.FOUR, ids=str)
 def test_four_ranks_agree_after_every_step(more, case):
     check_agreement([kept(more, str(rank)) for rank in range(4)], case)

@@ -10,7 +10,8 @@ import os
 import pickle
 
 import pytest
-from distributed_cases import Case, Training
+import torch
+from distributed_cases import HARDEN_AT, Case, Training
 from same import assert_same
 
 import padst_fx
@@ -46,6 +47,72 @@ def test_one_process_saves_and_loads_as_well(trained, tmp_path):
     assert_same(other.everything(), trained.everything())
 
 
+def test_parts_and_extra_come_back(tmp_path):
+    def made():
+        training = Training(Case("alone", "diag", "rigl", "learned"))
+        return training, torch.optim.lr_scheduler.OneCycleLR(training.optimizer, 0.1, 20)
+
+    def train(training, scheduler, steps):
+        for step in steps:
+            training.backward(step)
+            training.step()
+            scheduler.step()
+
+    def arguments(training):
+        return tmp_path / "there", training.model, training.optimizer, training.dst
+
+    first, scheduler = made()
+    train(first, scheduler, range(1, 6))
+    extra = {"step": 5, "random": torch.get_rng_state(), "best": (0.5, None)}
+    parts = {"scheduler": scheduler}
+    padst_fx.save_sharded(*arguments(first), parts=parts, extra=extra)
+    second, other = made()
+    for wrong in ({}, {"scheduler": other, "scaler": torch.amp.GradScaler("cpu")}):
+        before = second.everything()
+        with pytest.raises(CheckpointError, match=r"the parts \['scheduler'\], given are"):
+            padst_fx.load_sharded(*arguments(second), parts=wrong)
+        assert_same(second.everything(), before)
+    found = padst_fx.load_sharded(*arguments(second), parts={"scheduler": other})
+    assert_same(found, extra)
+    assert_same(other.state_dict(), scheduler.state_dict())
+    for training, rates in ((first, scheduler), (second, other)):
+        train(training, rates, range(6, 12))
+    assert_same(second.everything(), first.everything())
+    assert first.optimizer.param_groups[0]["lr"] == second.optimizer.param_groups[0]["lr"]
+
+
+def test_a_part_that_fails_leaves_everything_as_it_was(trained, tmp_path):
+    class Part:
+        def state_dict(self):
+            return {"count": 1}
+
+        def load_state_dict(self, state):
+            if state["count"] == 1 and self.strict:
+                self.strict = False
+                raise RuntimeError("not this one")
+
+    part = Part()
+    padst_fx.save_sharded(
+        tmp_path / "there", trained.model, trained.optimizer, trained.dst, parts={"part": part}
+    )
+    other, part.strict = Training(trained.case), True
+    before = other.everything()
+    with pytest.raises(RuntimeError, match="not this one"):
+        padst_fx.load_sharded(
+            tmp_path / "there", other.model, other.optimizer, other.dst, parts={"part": part}
+        )
+    assert_same(other.everything(), before)
+
+
+def test_what_no_checkpoint_can_hold_is_refused_before_anything_is_written(trained, tmp_path):
+    there = tmp_path / "there"
+    with pytest.raises(ValueError, match=r"cannot save extra\.a: it is a set"):
+        padst_fx.save_sharded(
+            there, trained.model, trained.optimizer, trained.dst, extra={"a": {1}}
+        )
+    assert not there.exists()
+
+
 def test_saving_before_the_first_step_counts_no_step(tmp_path):
     fresh = Training(Case("alone", "diag", "rigl"))
     save(tmp_path / "there", fresh)
@@ -71,6 +138,68 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(trained, tmp_path):
     assert_same(other.everything(), before)
 
 
+def adam(*groups, **settings):
+    return torch.optim.Adam([{"params": group} for group in groups], 0.02, **settings)
+
+
+def sgd(parameters):
+    return torch.optim.SGD(parameters, 0.02)
+
+
+OPTIMIZERS = {
+    "another type": (sgd, "has the state of Adam, the optimizer is SGD"),
+    "another order": (lambda p: adam(p[::-1]), "group 0 holds other parameters .* their order"),
+    "one fewer": (lambda p: adam(p[:-1]), r"group 0 .* they differ in \['head.bias'\]"),
+    "two groups": (lambda p: adam(p[:2], p[2:]), "group 0 holds other parameters"),
+    "one group more": (
+        lambda p: adam(p, [torch.nn.Parameter(torch.zeros(1))]),
+        "the optimizer's group 1 holds other parameters",
+    ),
+    "more slots": (
+        lambda p: adam(p, amsgrad=True),
+        r"keeps \['exp_avg', 'exp_avg_sq', 'max_exp_avg_sq', 'step'\] of first.values, "
+        r"in the checkpoint there are \['exp_avg', 'exp_avg_sq', 'step'\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("stepped", [False, True], ids=["new", "in training"])
+@pytest.mark.parametrize("other", OPTIMIZERS)
+def test_another_optimizer_is_refused_and_changes_nothing(trained, tmp_path, other, stepped):
+    """The checkpoint's permutations are soft and the model's no more, so that a load would begin
+    by making them soft again."""
+    soft = Training(Case("alone", "diag", "rigl", "soft"))
+    save(tmp_path / "there", soft)
+    build, message = OPTIMIZERS[other]
+    training = Training(soft.case)
+    for step in range(1, HARDEN_AT + 1):
+        training.backward(step)
+        training.step()
+    assert training.model.first.soft_perm is None
+    training.dst.close()
+    training.optimizer = build(list(training.model.parameters()))
+    training.dst = padst_fx.DST(training.model, training.optimizer, "rigl", delta_t=2)
+    if stepped:
+        training.backward(HARDEN_AT + 1)
+        training.optimizer.step()
+        training.dst.step()
+    before = training.everything(), [p.grad for p in training.model.parameters()]
+    with pytest.raises(CheckpointError, match=message):
+        load(tmp_path / "there", training)
+    assert_same(training.everything(), before[0])
+    assert all(p.grad is g for p, g in zip(training.model.parameters(), before[1], strict=True))
+
+
+def test_a_setting_of_a_group_that_was_not_saved_stays(trained, tmp_path):
+    save(tmp_path / "there", trained)
+    other = Training(trained.case)
+    torch.optim.lr_scheduler.ConstantLR(other.optimizer, 0.5)
+    load(tmp_path / "there", other)
+    assert_same(other.everything(), trained.everything())
+    assert other.optimizer.param_groups[0]["lr"] == 0.02
+    assert other.optimizer.param_groups[0]["initial_lr"] == 0.02
+
+
 def flip(path, bit):
     content = bytearray(path.read_bytes())
     content[bit // 8 % len(content)] ^= 1 << bit % 8
@@ -90,7 +219,7 @@ DAMAGE = {
     "half a seal": lambda f: os.truncate(f / "padst_fx.json", 50),
     "a seal of other things": lambda f: edit(f / "padst_fx.json", sha256=["x"]),
     "a seal that leads elsewhere": lambda f: edit(f / "padst_fx.json", sha256={"../x": "y"}),
-    "another version": lambda f: edit(f / "padst_fx.json", version=2),
+    "another version": lambda f: edit(f / "padst_fx.json", version=1),
 }
 
 
@@ -101,7 +230,7 @@ def test_what_is_damaged_is_refused_before_it_is_read(trained, tmp_path, monkeyp
     other = Training(trained.case)
     before = other.everything()
     monkeypatch.setattr(pickle, "load", None)
-    with pytest.raises(CheckpointError, match=r"is damaged|no complete checkpoint|version 2"):
+    with pytest.raises(CheckpointError, match=r"is damaged|no complete checkpoint|version 1"):
         load(tmp_path / "there", other)
     assert_same(other.everything(), before)
 

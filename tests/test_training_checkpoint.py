@@ -37,7 +37,7 @@ def same(a, b):
 
 # Stops within a step: all of them for some, else one, another one at each step; as an update is due
 # every four steps, all of them are met at every place between two updates.
-ALL_STOPS = ("rigl nm learned", "mest block learned")
+ALL_STOPS = ("rigl nm learned", "rigl_exact nm random", "mest block learned")
 
 
 @pytest.mark.parametrize("case", CASES)

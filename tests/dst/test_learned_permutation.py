@@ -17,7 +17,7 @@ from padst_fx.dst.learned_permutation import PermutationState
 from padst_fx.permutation import is_permutation
 
 STRUCTURES = ["diag", Diag(width=4), Block(4), NM(2, 4), Unstructured()]
-METHODS = ["set", "rigl", "mest", "dynadiag"]
+METHODS = ["set", "rigl", "rigl_exact", "mest", "dynadiag"]
 KINDS = ["identity", "random", "soft", "learned"]
 CASES = [(s, m) for s in STRUCTURES for m in METHODS
          if m != "dynadiag" or s == "diag"]  # fmt: skip

@@ -227,7 +227,7 @@ def test_exact_scores_of_micro_batches_are_those_of_the_whole_batch(structure):
         assert torch.equal(ids[0], torch.arange(layer.pattern.candidates))
 
 
-@pytest.mark.parametrize("method", ["rigl", "set", "mest"])
+@pytest.mark.parametrize("method", ["rigl", "rigl_exact", "set", "mest"])
 def test_gradient_accumulation_updates_once(method):
     model = sparse_model("diag")
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2)

@@ -94,7 +94,7 @@ def test_mest_scores_by_the_gradient_without_the_loss_scale(optimizer_type, fuse
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("fused", [False, True])
-@pytest.mark.parametrize("method", ["set", "rigl", "mest"])
+@pytest.mark.parametrize("method", ["set", "rigl", "rigl_exact", "mest"])
 def test_skipped_steps_do_not_count(method, fused, dtype):
     model = sparse_model()
     optimizer = adamw(model, fused=fused)
@@ -160,7 +160,7 @@ def test_scores_of_half_precision_are_not_rounded_to_it(structure, dtype):
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
-@pytest.mark.parametrize("method", ["set", "rigl", "mest"])
+@pytest.mark.parametrize("method", ["set", "rigl", "rigl_exact", "mest"])
 @pytest.mark.parametrize("structure", STRUCTURES, ids=str)
 def test_a_model_in_half_precision_updates_as_float64_says(structure, method, dtype):
     """Values and slots are of the dtype; units are chosen by scores without its rounding."""
@@ -188,7 +188,7 @@ def test_a_model_in_half_precision_updates_as_float64_says(structure, method, dt
             gradients = layer.pattern.dense(layer.values.grad.double(), layer.index)
             drop = drop + layer.pattern.unit_norms_of_dense(gradients).gather(1, old)
         growth = dense_scores(layer, x, gradient)
-        if method != "rigl" and number % 2:
+        if method in ("set", "mest") and number % 2:
             growth = torch.rand(growth.shape, generator=random)
         growth.masked_fill_(~layer.pattern.available(), -1.0)
         ids = torch.arange(growth.shape[1]).expand_as(growth)

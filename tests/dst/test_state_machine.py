@@ -19,7 +19,7 @@ from padst_fx import DST, NM, Block, CheckpointError, Diag, SoftPermutation, Uns
 from padst_fx.dst.manager import MANAGERS
 
 STRUCTURES = st.sampled_from(["diag", Diag(width=4), Block(4), NM(1, 4), Unstructured()])
-METHODS = st.sampled_from(["set", "rigl", "mest", "dynadiag"])
+METHODS = st.sampled_from(["set", "rigl", "rigl_exact", "mest", "dynadiag"])
 PERMUTATIONS = st.sampled_from(["identity", "random", "learned", "soft"])
 DTYPES = st.sampled_from([torch.float32, torch.float64])
 DELTA_T = 3
@@ -30,6 +30,8 @@ PLACES = [
     "padst_fx.dst.assignment.assign",
     "padst_fx.dst.hardening.nearest_permutation",
 ]
+# Where one did.
+RAISED = set()
 
 
 class Fault(Exception):
@@ -153,9 +155,10 @@ class Life(RuleBasedStateMachine):
         return [t.clone() for layer in self._layers() for t in (layer.index, layer.perm)]
 
     @precondition(lambda self: self.sparse)
-    @rule(place=st.sampled_from(PLACES), at=st.integers(1, 2))
-    def failing_update(self, place, at):
-        real, calls, raised = resolve_name(place), [], False
+    @rule(data=st.data(), at=st.integers(1, 2))
+    def failing_update(self, data, at):
+        place = data.draw(st.sampled_from(self._places()))
+        real, calls, due = resolve_name(place), [], 0
 
         def call(*arguments, **keywords):
             calls.append(None)
@@ -164,16 +167,38 @@ class Life(RuleBasedStateMachine):
             return real(*arguments, **keywords)
 
         with mock.patch(place, call):
-            for _ in range(DELTA_T):
+            # Soft permutations harden at the third update, and learned ones seldom move before it.
+            for _ in range(4 * DELTA_T):
                 self._backward(4)
-                topology = self._topology()
+                topology, update = self._topology(), self.dst.last_update
                 try:
                     self._finish()
                 except Fault:
-                    raised = True
-                    break
-        if raised and not place.endswith("assign"):
-            assert same(topology, self._topology())
+                    RAISED.add(place)
+                    assert place.endswith("assign") or same(topology, self._topology())
+                    return
+                if self.dst.last_update is not update:
+                    due += self._passed(place)
+                assert due <= len(calls) < at
+
+    def _places(self):
+        """Those that an update may come to."""
+        scores, choice, assignment, hardening = PLACES
+        places = [choice] if self.kind[1] == "dynadiag" else [scores, choice]
+        places += [assignment] * bool(self.dst.permutations.states)
+        return places + [hardening] * bool(self.dst.hardening.soft)
+
+    def _passed(self, place):
+        """How often the last update has passed a place where it can fail."""
+        update = self.dst.last_update
+        if place.endswith("nearest_permutation"):
+            return len(update.soft.hardened) if update.soft is not None else 0
+        if place.endswith("assign"):
+            states = self.dst.permutations.states
+            known = {state.name for state in states if state.curvature.value is not None}
+            # Later the schedule may let nothing move.
+            return sum(p.name in known for p in update.permutations) if update.step < 30 else 0
+        return len(update.layers)
 
     @precondition(lambda self: self.sparse)
     @rule()
@@ -323,10 +348,15 @@ class Life(RuleBasedStateMachine):
 
 
 Life.TestCase.settings = settings(
-    max_examples=30,
+    max_examples=60,
     stateful_step_count=15,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow],
 )
-TestLife = Life.TestCase
+
+
+class TestLife(Life.TestCase):
+    def runTest(self):
+        super().runTest()
+        assert set(PLACES) == RAISED

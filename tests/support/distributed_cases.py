@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from pkgutil import resolve_name
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -79,12 +81,22 @@ MORE_METHODS = [
     ("diag", "rigl_exact", "learned"),
     ("diag", "dynadiag", "learned"),
     ("block", "rigl", "soft"),
+    ("nm", "set", "learned"),
+    ("unstructured", "mest", "soft"),
+    ("block", "rigl_exact", "soft"),
+    ("diag", "dynadiag", "soft"),
 ]
 FOUR = LONG
 VARIANTS = [
     *(Case("ddp", *method) for method in MORE_METHODS),
     Case("fsdp", "unstructured", "mest"),
     Case("fsdp", "diag", "set"),
+    Case("fsdp", "unstructured", "set", "learned"),
+    Case("fsdp", "diag", "mest", "soft"),
+    Case("fsdp", "block", "rigl", "learned"),
+    Case("fsdp", "diag", "rigl_exact", "learned"),
+    Case("fsdp", "nm", "rigl_exact", "soft"),
+    Case("fsdp", "diag", "dynadiag", "soft"),
     Case("ddp, static graph, accumulation", "diag", "mest", "learned"),
     Case("ddp, static graph, accumulation", "block", "rigl_exact"),
     Case("ddp, static graph, accumulation", "diag", "dynadiag"),
@@ -100,10 +112,15 @@ VARIANTS = [
     Case("ddp, ties", "diag", "rigl", "learned"),
     Case("ddp, ties", "nm", "rigl"),
     Case("fsdp, ties", "unstructured", "rigl_exact"),
+    Case("ddp, others decide otherwise", "diag", "set", "learned"),
+    Case("ddp, others decide otherwise", "diag", "dynadiag", "soft"),
+    Case("fsdp, others decide otherwise", "unstructured", "rigl_exact", "soft"),
+    Case("fsdp, others decide otherwise", "nm", "rigl", "learned"),
 ]
 CASES = [*LONG, *SHORT, *VARIANTS]
 # Trainings with an overflow in a gradient that only `DST` averages.
 OVERFLOWS = [Case("ddp", "diag", "set", "soft"), Case("ddp", "diag", "dynadiag")]
+OTHERWISE = [case for case in CASES if "otherwise" in case.wrapper]
 # What two ranks must do just as one rank with the whole batch does.
 LIKE_ONE = [
     case
@@ -244,7 +261,8 @@ class Training:
         self.optimizer = torch.optim.Adam(self.model.parameters(), rate)
         soft = None
         if case.permutation == "soft":
-            soft = SoftPermutation(harden_at=HARDEN_AT, threshold=0.0)
+            # Allowed to harden at step 4 already, which none does below a threshold of zero.
+            soft = SoftPermutation(harden_at=HARDEN_AT, warmup=0.25, threshold=0.0)
         settings = {"delta_t": DELTA_T, "t_end": 1000, "soft": soft}
         self.dst = DST(self.model, self.optimizer, case.method, **settings)
 
@@ -277,6 +295,40 @@ class Training:
         return {"model": self.state(), "slots": slots, "dst": torch.load(dst)}
 
 
+@contextmanager
+def deciding(case: Case, rank: int) -> Iterator[set[str]]:
+    """Where others than the first rank decide otherwise, what each decides of itself is something
+    else while this lasts; yields the functions of which that was so."""
+    differing: set[str] = set()
+
+    def otherwise(place: str, change: Callable[..., Any]) -> Any:
+        real = resolve_name(f"padst_fx.dst.{place}")
+
+        def decide(*arguments: Any) -> Any:
+            differing.add(place)
+            return change(real, *arguments)
+
+        return mock.patch(f"padst_fx.dst.{place}", decide)
+
+    def by_chance(real, units, drop, candidates, growth, count):
+        chance = torch.where(growth < 0, growth, torch.rand_like(growth))
+        return real(units, torch.rand_like(drop), candidates, chance, count)
+
+    with ExitStack() as stack:
+        if "otherwise" in case.wrapper and rank > 0:
+            for patch in (
+                otherwise("manager.choose_units", by_chance),
+                otherwise(
+                    "learned_permutation.choose_features", lambda real, *seen: real(*seen).roll(1)
+                ),
+                otherwise("hardening.nearest_permutation", lambda real, m: real(m).roll(1)),
+                # Below any threshold, so that a layer hardens as soon as one may.
+                otherwise("hardening._per_line", lambda real, m: real(m) - 1),
+            ):
+                stack.enter_context(patch)
+        yield differing
+
+
 def steps(case: Case) -> int:
     """How long a case is trained."""
     return STEPS if case in LONG else FEWER_STEPS
@@ -284,13 +336,17 @@ def steps(case: Case) -> int:
 
 def train(case: Case, rank: int = 0, world: int = 1) -> dict[str, Any]:
     """Units and permutations and soft matrices after every step, as hashes; the last state, whole;
-    whether permutations by index moved, and whether storage stayed in place."""
+    whether permutations by index moved, whether storage stayed in place, and what this rank would
+    have decided otherwise."""
     training = Training(case, rank, world)
     started = hashed(training.model, "perm")
+    otherwise: set[str] = set()
     topologies, soft, before = [], [], addresses(training.model)
     for step in range(1, steps(case) + 1):
         training.backward(step)
-        training.step()
+        with deciding(case, rank) as differing:
+            training.step()
+        otherwise |= differing
         topologies.append(hashed(training.model, "index", "perm"))
         soft.append(hashed(training.model, "soft_perm"))
     update = training.dst.last_update
@@ -301,6 +357,7 @@ def train(case: Case, rank: int = 0, world: int = 1) -> dict[str, Any]:
         "moved": case.permutation != "soft" and hashed(training.model, "perm") != started,
         "in place": before == addresses(training.model),
         "skipped": list(update.skipped),
+        "otherwise": sorted(otherwise),
     }
 
 

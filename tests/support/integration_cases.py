@@ -10,6 +10,7 @@ from padst_fx import SoftPermutation
 # Structure, method and permutation.
 CASES = {
     "rigl learned": ("diag", "rigl", "learned"),
+    "rigl_exact learned": (padst_fx.Block(4), "rigl_exact", "learned"),
     "set random": ("nm", "set", "random"),
     "mest block": (padst_fx.Block(4), "mest", "identity"),
     "dynadiag": ("diag", "dynadiag", "random"),

@@ -29,6 +29,8 @@ CASES = {
     "rigl block identity": (Block(4), "rigl", "identity", "adamw"),
     "rigl nm learned": (NM(2, 4), "rigl", "learned", "adamw"),
     "rigl unstructured": (Unstructured(), "rigl", "identity", "momentum"),
+    "rigl_exact nm random": (NM(2, 4), "rigl_exact", "random", "momentum"),
+    "rigl_exact block learned": (Block(4), "rigl_exact", "learned", "adamw"),
     "set nm random": ("nm", "set", "random", "adamw"),
     "set block learned": (Block(4), "set", "learned", "adamw"),
     "mest block learned": (Block(4), "mest", "learned", "adamw"),

@@ -48,7 +48,8 @@ def run(folder: Path, killed_at: int | None = None) -> None:
     if start:
         for training in trainings:
             path = checkpoint(folder, training.case, start)
-            padst_fx.load_sharded(path, training.run, training.optimizer, training.dst)
+            extra = padst_fx.load_sharded(path, training.run, training.optimizer, training.dst)
+            assert extra == {"step": start, "rank": 0}
         keep(folder / f"loaded by {rank} of {world}.pt", trainings)
     for step in range(start + 1, STEPS + 1):
         for training in trainings:
@@ -59,7 +60,10 @@ def run(folder: Path, killed_at: int | None = None) -> None:
             training.step()
             if step % EVERY == 0:
                 path = checkpoint(folder, training.case, step)
-                padst_fx.save_sharded(path, training.run, training.optimizer, training.dst)
+                extra = {"step": step, "rank": rank}
+                padst_fx.save_sharded(
+                    path, training.run, training.optimizer, training.dst, extra=extra
+                )
         if step % EVERY == 0:
             keep(folder / f"step {step} on {rank} of {world}.pt", trainings)
     keep(folder / f"end on {rank} of {world}.pt", trainings)
