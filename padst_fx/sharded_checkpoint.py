@@ -29,6 +29,7 @@ from padst_fx.training_fit import (
     check_parts,
     check_type,
     checked,
+    flattened_parts,
     held_names,
     load_parts,
     parameter_names,
@@ -74,10 +75,7 @@ def save_sharded(
     training = {
         "optimizer": {"type": type(inner).__name__, "parameters": _held(inner, model)},
         "dst": dst.state_dict(),
-        "parts": {
-            name: flatten(part.state_dict(), name, tensors)
-            for name, part in (parts or {}).items()
-        },
+        "parts": flattened_parts(parts, tensors),
         "extra": flatten(extra, "extra", tensors),
         "tensors": tensors,
     }

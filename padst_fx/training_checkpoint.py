@@ -23,6 +23,7 @@ from padst_fx.training_fit import (
     check_parts,
     check_type,
     checked,
+    flattened_parts,
     held_names,
     load_parts,
     parameter_names,
@@ -59,10 +60,7 @@ def save_training(
             "state": flatten(inner.state_dict(), "optimizer", tensors),
         },
         "dst": None if dst is None else flatten(dst.state_dict(), "dst", tensors),
-        "parts": {
-            name: flatten(part.state_dict(), name, tensors)
-            for name, part in (parts or {}).items()
-        },
+        "parts": flattened_parts(parts, tensors),
         "gradients": {
             name: flatten(parameter.grad, f"gradient.{name}", tensors)
             for parameter, name in names.items()

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from padst_fx.checkpoint_file import CheckpointError
 from padst_fx.compiled import plain_name, uncompiled
 from padst_fx.dst import DST
 from padst_fx.dst.optimizer_state import unwrapped
+from padst_fx.state_tree import flatten
 
 
 class Stateful(Protocol):
@@ -69,6 +70,16 @@ def check_groups(saved: list[list[str]], mine: list[list[str]], moved: str | Non
             f"the optimizer has {len(mine)} parameter groups, in the checkpoint there are "
             f"{len(saved)}"
         )
+
+
+def flattened_parts(
+    parts: Mapping[str, Stateful] | None, tensors: dict[str, Tensor]
+) -> dict[str, Any]:
+    """The states of the parts by name, their tensors put into `tensors`.
+
+    Raises `ValueError` for a state that holds what `flatten` does not take.
+    """
+    return {name: flatten(part.state_dict(), name, tensors) for name, part in (parts or {}).items()}
 
 
 def check_parts(saved: Mapping[str, Any], parts: Mapping[str, Stateful]) -> None:
