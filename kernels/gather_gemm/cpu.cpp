@@ -81,8 +81,13 @@ void gather_product(const T* x, int64_t ldx, const int32_t* x_map, const T* valu
   const Product<T> product{x, ldx, shape.tokens, shape.in_features, x_map, epilogue, y, y_map};
   if (shape.tokens <= kFewTokens<A> && fills_vectors<A>(shape.tile) && !y_map) {
     const Columns columns(index, index_bytes, shape);
-    if (shape.tile % kLanes<A> == 0) return gather_few<Vector<A>>(product, values, columns, shape);
-    return gather_few<Vector<A, kSummed<A>>>(product, values, columns, shape);
+    if (shape.tile % (2 * kLanes<A>) == 0) {
+      return gather_few<2, Vector<A>>(product, values, columns, shape);
+    }
+    if (shape.tile % kLanes<A> == 0) {
+      return gather_few<1, Vector<A>>(product, values, columns, shape);
+    }
+    return gather_few<1, Vector<A, kSummed<A>>>(product, values, columns, shape);
   }
   if (SortedTerms<A>::used(shape)) {
     return sorted_product(product, values, index, index_bytes, shape, false, packed);

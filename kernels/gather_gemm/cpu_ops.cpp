@@ -24,7 +24,7 @@ struct Indexed {
   const void* data() const { return index.const_data_ptr(); }
   const int32_t* perm_data() const { return present<int32_t>(perm); }
 
-  // The shape of values [R, E, G, V] on `tokens` rows, checked against this index.
+  // The shape of values [R, E, G, V] on `tokens` rows, if it fits the index's own.
   GatherShape shape(const Tensor& values, int64_t tokens, int64_t features, int64_t window) const {
     TORCH_CHECK(values.dim() == 4 && values.size(0) == index.size(0) &&
                     values.size(1) == index.size(1),
@@ -42,12 +42,12 @@ struct Indexed {
                 "expected entries of at least one weight, as many in every window, got [",
                 index.size(0), ", ", index.size(1), ", ", group, ", ", tile, "] on ", windows,
                 " windows of ", features, " features");
-    check_entries(result, windows);
     return result;
   }
 
-  // The last window may be shorter than the others.
-  void check_entries(const GatherShape& shape, int64_t windows) const {
+  // The shape, once the index's numbers lie within it. The last window may be shorter than the others.
+  const GatherShape& checked(const GatherShape& shape) const {
+    const int64_t windows = (shape.in_features + shape.window - 1) / shape.window;
     const int64_t full = std::min(shape.window, shape.in_features) / shape.group;
     const int64_t last = (shape.in_features - (windows - 1) * shape.window) / shape.group;
     const int64_t per_window = shape.entries / windows;
@@ -63,22 +63,27 @@ struct Indexed {
     } else {
       check(index.const_data_ptr<int32_t>());
     }
+    return shape;
   }
 
-  // The packed form of the values that a product reads, null where there is none.
+  // The packed form of the values that a product reads, null where there is none. The index is
+  // checked where it will be read: by the product, or here, when the form is made.
   template <class T>
   KeptForm packed(const Tensor& values, const GatherShape& shape, PackedFor product) const {
     const bool forward = product == PackedFor::forward;
     const int64_t bytes = forward ? gather_gemm_forward_packed_bytes<T>(shape)
                                   : gather_gemm_input_grad_packed_bytes<T>(shape);
-    if (!bytes) return nullptr;
     const PackedForm form{product, shape.in_features, blocked_features(shape), shape.window, bytes};
-    return packed_weights(values, given, form, [&] {
+    const auto make = [&] {
+      checked(shape);
       const auto memory = aligned_memory(bytes);
       const auto pack = forward ? gather_gemm_forward_pack<T> : gather_gemm_input_grad_pack<T>;
       pack(present<T>(values), data(), this->bytes(), shape, memory.get());
       return Packed{memory, bytes};
-    });
+    };
+    const KeptForm kept = bytes ? packed_weights(values, given, form, make) : nullptr;
+    if (!kept) checked(shape);
+    return kept;
   }
 
   Tensor given, index, perm;
@@ -144,7 +149,8 @@ Tensor gather_gemm_weight_grad_op(const Tensor& grad, const Tensor& x, const Ten
   check_perm(indexed.perm, rows.features);
   const int64_t blocks = std::max<int64_t>(indexed.index.size(0), 1);
   const GatherShape shape =
-      indexed.shape(rows.count, rows.features, group, grad_rows.features / blocks, window);
+      indexed.checked(indexed.shape(rows.count, rows.features, group,
+                                    grad_rows.features / blocks, window));
   check_features("grad", grad_rows, blocked_features(shape));
   Tensor dvalues = at::detail::empty_cpu(
       {shape.row_blocks, shape.entries, shape.group, shape.tile}, grad.scalar_type());
@@ -167,7 +173,8 @@ Tensor scatter_gemm_op(const Tensor& x, const Tensor& values_, const Tensor& ind
   const Indexed indexed(index, perm);
   const Tensor values = stored(values_), bias = stored(bias_);
   const Rows rows(x);
-  const GatherShape shape = indexed.shape(values, rows.count, out_features, out_features);
+  const GatherShape shape =
+      indexed.checked(indexed.shape(values, rows.count, out_features, out_features));
   check_perm(indexed.perm, rows.features);
   check_bias(bias, x, out_features);
   check_features("x", rows, blocked_features(shape));
@@ -189,7 +196,8 @@ Tensor scatter_gemm_input_grad_op(const Tensor& grad, const Tensor& values_, con
   const Indexed indexed(index, perm);
   const Tensor values = stored(values_);
   const Rows rows(grad);
-  const GatherShape shape = indexed.shape(values, rows.count, rows.features, rows.features);
+  const GatherShape shape =
+      indexed.checked(indexed.shape(values, rows.count, rows.features, rows.features));
   check_perm(indexed.perm, blocked_features(shape));
   Tensor dx = empty_rows(grad, blocked_features(shape));
   for_dtype(grad, [&](auto* type) {
@@ -209,8 +217,9 @@ Tensor scatter_gemm_weight_grad_op(const Tensor& grad, const Tensor& x, const Te
   check_same_rows(grad_rows, rows);
   check_perm(indexed.perm, rows.features);
   const int64_t blocks = std::max<int64_t>(indexed.index.size(0), 1);
-  const GatherShape shape = indexed.shape(grad_rows.count, grad_rows.features, group,
-                                          rows.features / blocks, grad_rows.features);
+  const GatherShape shape =
+      indexed.checked(indexed.shape(grad_rows.count, grad_rows.features, group,
+                                    rows.features / blocks, grad_rows.features));
   check_features("x", rows, blocked_features(shape));
   Tensor dvalues = at::detail::empty_cpu(
       {shape.row_blocks, shape.entries, shape.group, shape.tile}, grad.scalar_type());

@@ -43,6 +43,12 @@ class Columns {
  private:
   template <class I, class F>
   void walk(const I* index, const F& f) const {
+    if (per_window_ == 1) {
+      for (int64_t e = 0; e < shape_.entries; ++e) {
+        f(e, e * shape_.window + int64_t{index[e]} * shape_.group);
+      }
+      return;
+    }
     int64_t start = 0;
     for (int64_t e = 0; e < shape_.entries; start += shape_.window) {
       const int64_t last = std::min(e + per_window_, shape_.entries);

@@ -14,6 +14,10 @@ namespace padst {
 template <class A>
 constexpr int64_t kFewTokens = kLanes<A> / 3 > 0 ? kLanes<A> / 3 : 1;
 
+// Bytes between a value that is read and one that is asked for meanwhile: a page, since the
+// processor's own prefetching ends with one.
+constexpr int64_t kFetchedAhead = 4096;
+
 // The rows of the source in the sums' order, [tokens, source_features].
 template <class T>
 void copy_source(const Product<T>& p, Accumulator<T>* to) {
@@ -25,42 +29,64 @@ void copy_source(const Product<T>& p, Accumulator<T>* to) {
   }
 }
 
-// Sums over `count` weights of x[k] times the vector k of `values`.
-template <class V, class T>
-V weighted_sum(const Element<V>* x, int64_t count, const T* values, int64_t stride) {
-  V parts[4] = {};
-  int64_t k = 0;
-  for (; k + 4 <= count; k += 4, values += 4 * stride) {
+// Adds x[k] times row k of `values`, C vectors wide, for `count` rows. Values are read in order,
+// and those that come later asked for.
+template <int C, class V, class T>
+void add_weighted(const Element<V>* x, int64_t count, const T* values, int64_t stride, V* sums) {
+  constexpr int lanes = kLanesOf<V>, chains = 4 / C;
+  V parts[chains][C] = {};
+  const auto add = [&](int64_t k, V* to) {
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) parts[i] += load<V>(values + i * stride) * x[k + i];
+    for (int c = 0; c < C; ++c) {
+      const T* row = values + k * stride + c * lanes;
+      __builtin_prefetch(reinterpret_cast<const char*>(row) + kFetchedAhead, 0, 2);
+      to[c] += load<V>(row) * x[k];
+    }
+  };
+  int64_t k = 0;
+  for (; k + chains <= count; k += chains) {
+#pragma GCC unroll 4
+    for (int i = 0; i < chains; ++i) add(k + i, parts[i]);
   }
-  for (; k < count; ++k, values += stride) parts[0] += load<V>(values) * x[k];
-  return (parts[0] + parts[1]) + (parts[2] + parts[3]);
+  for (; k < count; ++k) add(k, parts[0]);
+#pragma GCC unroll 4
+  for (int c = 0; c < C; ++c) {
+    sums[c] = parts[0][c];
+#pragma GCC unroll 4
+    for (int i = 1; i < chains; ++i) sums[c] += parts[i][c];
+  }
 }
 
-// Row blocks whose lanes fill V.
-template <class V, class T>
+// Row blocks whose lanes fill V, C vectors at a time.
+template <int C, class V, class T>
 void gather_few(const Product<T>& p, const T* values, const Columns& columns,
                 const GatherShape& shape) {
   using A = Accumulator<T>;
+  constexpr int lanes = kLanesOf<V>;
   const int64_t terms = shape.entries * shape.group, outputs = shape.row_blocks * shape.tile;
   Scratch source(p.tokens * p.source_features * sizeof(A));
   copy_source(p, source.template as<A>());
   parallel(shape.row_blocks, [&](int64_t first, int64_t last, int) {
-    std::vector<A> x(terms);
+    const Scratch gathered(terms * sizeof(A));
+    A* x = gathered.template as<A>();
     for (int64_t r = first; r < last; ++r) {
       for (int64_t t = 0; t < p.tokens; ++t) {
         const A* row = source.template as<A>() + t * p.source_features;
-        columns.each(r, [&](int64_t e, int64_t column) {
-          A* to = &x[e * shape.group];
-          for (int64_t s = 0; s < shape.group; ++s) to[s] = row[column + s];
-        });
-        for (int64_t v = 0; v < shape.tile; v += kLanesOf<V>) {
-          const V sums = weighted_sum<V>(x.data(), terms, values + r * terms * shape.tile + v,
-                                         shape.tile);
-          const int64_t feature = r * shape.tile + v;
-          store(p.out + t * outputs + feature,
-                finished(sums, p.epilogue, feature, kLanesOf<V>));
+        if (shape.group == 1) {
+          columns.each(r, [&](int64_t e, int64_t column) { x[e] = row[column]; });
+        } else {
+          columns.each(r, [&](int64_t e, int64_t column) {
+            std::copy_n(row + column, shape.group, x + e * shape.group);
+          });
+        }
+        for (int64_t v = 0; v < shape.tile; v += C * lanes) {
+          V sums[C];
+          add_weighted<C>(x, terms, values + r * terms * shape.tile + v, shape.tile, sums);
+#pragma GCC unroll 4
+          for (int c = 0; c < C; ++c) {
+            const int64_t feature = r * shape.tile + v + c * lanes;
+            store(p.out + t * outputs + feature, finished(sums[c], p.epilogue, feature, lanes));
+          }
         }
       }
     }
@@ -68,19 +94,24 @@ void gather_few(const Product<T>& p, const T* values, const Columns& columns,
 }
 
 // The sums of one token over `last - first` terms for kSummed outputs whose values are `stride`
-// apart; outputs beyond `count` repeat the last.
-template <class V, class T>
-auto term_dots(const Element<V>* x, const Term* first, const Term* last, int64_t depth,
-               const T* values, int64_t stride, int64_t count) {
+// apart; outputs beyond `count` repeat the last. If `fetches`, the values of later terms, before
+// `end`, are asked for meanwhile: terms are far apart.
+template <bool fetches, class V, class T>
+auto term_dots(const Element<V>* x, const Term* first, const Term* last, const Term* end,
+               int64_t depth, const T* values, int64_t stride, int64_t count) {
   constexpr int n = kSummed<Element<V>>;
+  const int64_t ahead = kFetchedAhead / (n * depth * static_cast<int64_t>(sizeof(T))) + 1;
   V total[n] = {};
   for (const Term* term = first; term != last; ++term) {
     const T* value = values + term->value;
+    const T* later = values + term[std::min<int64_t>(ahead, end - 1 - term)].value;
     for (int64_t k = 0; k < depth; k += kLanesOf<V>) {
       const V row = load<V>(x + term->source + k);
 #pragma GCC unroll 8
       for (int i = 0; i < n; ++i) {
-        total[i] += load<V>(value + std::min<int64_t>(i, count - 1) * stride + k) * row;
+        const int64_t at = std::min<int64_t>(i, count - 1) * stride + k;
+        if (fetches) __builtin_prefetch(later + at, 0, 2);
+        total[i] += load<V>(value + at) * row;
       }
     }
   }
@@ -105,9 +136,10 @@ void scatter_few(const Product<T>& p, const T* values, const TermLists& lists, i
       for (int64_t t = 0; t < p.tokens; ++t) {
         for (int64_t s = 0; s < group; s += n) {
           const int64_t count = std::min<int64_t>(n, group - s);
-          const auto dots = term_dots<V>(source + t * p.source_features, terms + lists.first[g],
-                                         terms + lists.first[g + 1], depth, values + s * depth,
-                                         depth, count);
+          const auto dots_of = t == 0 ? term_dots<true, V, T> : term_dots<false, V, T>;
+          const auto dots = dots_of(source + t * p.source_features, terms + lists.first[g],
+                                    terms + lists.first[g + 1], terms + lists.terms.size(), depth,
+                                    values + s * depth, depth, count);
           store_first(sums + t * outputs + g * group + s, dots, count);
         }
       }

@@ -10,6 +10,8 @@ namespace padst {
 constexpr int kBlockVectors = 4;
 constexpr int kMostTogether = 4;
 constexpr int64_t kFewWindowBytes = 16 << 10;
+// Diagonals whose values are read side by side: the processor's prefetching follows no more.
+constexpr int64_t kStreams = 24;
 
 // Results [f, f + block) of `together` tokens whose sources, and results, are `stride` apart.
 template <class A, bool spread, int together>
@@ -124,10 +126,14 @@ class FewTokens {
     const int64_t together = (tokens + rounds - 1) / rounds;
     const int64_t reach = std::max<int64_t>(kFewWindowBytes / (together * sizeof(A)), block);
     const int32_t* offsets = diagonals_.offsets;
+    const int64_t most = kStreams * (spread ? diagonals_.longer / diagonals_.shorter : 1);
     int first = 0;
     do {
       int last = first;
-      while (last < diagonals_.count && offsets[last] < offsets[first] + reach) ++last;
+      while (last < diagonals_.count && last - first < most &&
+             offsets[last] < offsets[first] + reach) {
+        ++last;
+      }
       for (int64_t t = 0; t < tokens; t += together) {
         const A* source = sources + t * source_stride;
         A* result = results + t * result_stride;
