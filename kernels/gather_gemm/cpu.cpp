@@ -200,8 +200,8 @@ void gather_gemm_forward(const T* x, int64_t ldx, const T* values, const void* i
                          GatherShape shape, const void* packed) {
   if constexpr (std::is_same_v<T, BFloat16>) {
     if (tiles_fit(shape)) {
-      return gather_tiles(x, ldx, perm, values, Columns(index, index_bytes, shape),
-                          epilogue, y, nullptr, shape);
+      return gather_tiles(x, ldx, perm, values, Columns(index, index_bytes, shape), epilogue, y,
+                          nullptr, shape, static_cast<const BFloat16*>(packed));
     }
   }
   const auto map = inverse(perm, shape.in_features);
@@ -225,7 +225,8 @@ void gather_gemm_input_grad(const T* grad, int64_t ldg, const T* values, const v
   if constexpr (std::is_same_v<T, BFloat16>) {
     if (tiles_fit(shape)) {
       return scatter_tiles(grad, ldg, nullptr, values, Columns(index, index_bytes, shape),
-                           {nullptr, Activation::none}, dx, map_of(map), shape);
+                           {nullptr, Activation::none}, dx, map_of(map), shape,
+                           static_cast<const BFloat16*>(packed));
     }
   }
   scatter_product<T>(grad, ldg, nullptr, values, index, index_bytes, {nullptr, Activation::none},
@@ -244,11 +245,11 @@ void gather_gemm_weight_grad(const T* grad, int64_t ldg, const T* x, int64_t ldx
 template <class T>
 void scatter_gemm_forward(const T* x, int64_t ldx, const T* values, const void* index,
                           int index_bytes, const int32_t* perm, Epilogue<T> epilogue, T* y,
-                          GatherShape shape) {
+                          GatherShape shape, [[maybe_unused]] const void* packed) {
   if constexpr (std::is_same_v<T, BFloat16>) {
     if (tiles_fit(shape)) {
-      return scatter_tiles(x, ldx, perm, values, Columns(index, index_bytes, shape),
-                           epilogue, y, nullptr, shape);
+      return scatter_tiles(x, ldx, perm, values, Columns(index, index_bytes, shape), epilogue, y,
+                           nullptr, shape, static_cast<const BFloat16*>(packed));
     }
   }
   const auto map = inverse(perm, blocked_features(shape));
@@ -258,12 +259,14 @@ void scatter_gemm_forward(const T* x, int64_t ldx, const T* values, const void* 
 
 template <class T>
 void scatter_gemm_input_grad(const T* grad, int64_t ldg, const T* values, const void* index,
-                             int index_bytes, const int32_t* perm, T* dx, GatherShape shape) {
+                             int index_bytes, const int32_t* perm, T* dx, GatherShape shape,
+                             [[maybe_unused]] const void* packed) {
   const auto map = inverse(perm, blocked_features(shape));
   if constexpr (std::is_same_v<T, BFloat16>) {
     if (tiles_fit(shape)) {
       return gather_tiles(grad, ldg, nullptr, values, Columns(index, index_bytes, shape),
-                          {nullptr, Activation::none}, dx, map_of(map), shape);
+                          {nullptr, Activation::none}, dx, map_of(map), shape,
+                          static_cast<const BFloat16*>(packed));
     }
   }
   gather_product<T>(grad, ldg, nullptr, values, index, index_bytes, {nullptr, Activation::none},
@@ -280,8 +283,14 @@ void scatter_gemm_weight_grad(const T* grad, int64_t ldg, const T* x, int64_t ld
 }
 
 template <class T>
+bool gather_gemm_on_tiles(GatherShape shape) {
+  return std::is_same_v<T, BFloat16> && tiles_fit(shape);
+}
+
+template <class T>
 int64_t gather_gemm_forward_packed_bytes(GatherShape shape) {
   using A = Accumulator<T>;
+  if (gather_gemm_on_tiles<T>(shape)) return value_count(shape) * sizeof(T);
   if (std::is_same_v<A, float> && PackedRows::used(shape)) return PackedRows(shape).bytes();
   return SortedTerms<A>::used(shape) ? SortedTerms<A>(shape, false).bytes() : 0;
 }
@@ -290,6 +299,12 @@ template <class T>
 void gather_gemm_forward_pack(const T* values, const void* index, int index_bytes,
                               GatherShape shape, void* packed) {
   using A = Accumulator<T>;
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    if (tiles_fit(shape)) {
+      const TermLists lists = gather_terms(Columns(index, index_bytes, shape), shape);
+      return pack_tiles(gathered_values(values, lists, shape), static_cast<BFloat16*>(packed));
+    }
+  }
   if constexpr (std::is_same_v<A, float>) {
     if (PackedRows::used(shape)) {
       return pack_rows(values, Windows<float>(index, index_bytes, shape), packed);
@@ -302,6 +317,7 @@ void gather_gemm_forward_pack(const T* values, const void* index, int index_byte
 template <class T>
 int64_t gather_gemm_input_grad_packed_bytes(GatherShape shape) {
   using A = Accumulator<T>;
+  if (gather_gemm_on_tiles<T>(shape)) return value_count(shape) * sizeof(T);
   return SortedTerms<A>::used(shape) ? SortedTerms<A>(shape, true).bytes() : 0;
 }
 
@@ -309,6 +325,12 @@ template <class T>
 void gather_gemm_input_grad_pack(const T* values, const void* index, int index_bytes,
                                  GatherShape shape, void* packed) {
   using A = Accumulator<T>;
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    if (tiles_fit(shape)) {
+      const TermLists lists = scatter_terms(Columns(index, index_bytes, shape), shape);
+      return pack_tiles(scattered_values(values, lists, shape), static_cast<BFloat16*>(packed));
+    }
+  }
   const SortedTerms<A> form(shape, true);
   SortTerms<A, T>(form, Windows<A>(index, index_bytes, shape), values, packed).run();
 }
@@ -322,11 +344,13 @@ void gather_gemm_input_grad_pack(const T* values, const void* index, int index_b
   template void gather_gemm_weight_grad<T>(const T*, int64_t, const T*, int64_t, const void*,    \
                                            int, const int32_t*, T*, GatherShape);                \
   template void scatter_gemm_forward<T>(const T*, int64_t, const T*, const void*, int,           \
-                                        const int32_t*, Epilogue<T>, T*, GatherShape);           \
+                                        const int32_t*, Epilogue<T>, T*, GatherShape,            \
+                                        const void*);                                            \
   template void scatter_gemm_input_grad<T>(const T*, int64_t, const T*, const void*, int,        \
-                                           const int32_t*, T*, GatherShape);                     \
+                                           const int32_t*, T*, GatherShape, const void*);        \
   template void scatter_gemm_weight_grad<T>(const T*, int64_t, const T*, int64_t, const void*,   \
                                             int, const int32_t*, T*, GatherShape);               \
+  template bool gather_gemm_on_tiles<T>(GatherShape);                                            \
   template int64_t gather_gemm_forward_packed_bytes<T>(GatherShape);                             \
   template void gather_gemm_forward_pack<T>(const T*, const void*, int, GatherShape, void*);     \
   template int64_t gather_gemm_input_grad_packed_bytes<T>(GatherShape);                          \

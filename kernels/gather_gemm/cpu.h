@@ -34,19 +34,26 @@ void gather_gemm_weight_grad(const T* grad, int64_t ldg, const T* x, int64_t ldx
 template <class T>
 void scatter_gemm_forward(const T* x, int64_t ldx, const T* values, const void* index,
                           int index_bytes, const int32_t* perm, Epilogue<T> epilogue, T* y,
-                          GatherShape shape);
+                          GatherShape shape, const void* packed);
 
 template <class T>
 void scatter_gemm_input_grad(const T* grad, int64_t ldg, const T* values, const void* index,
-                             int index_bytes, const int32_t* perm, T* dx, GatherShape shape);
+                             int index_bytes, const int32_t* perm, T* dx, GatherShape shape,
+                             const void* packed);
 
 template <class T>
 void scatter_gemm_weight_grad(const T* grad, int64_t ldg, const T* x, int64_t ldx,
                               const void* index, int index_bytes, const int32_t* perm, T* dvalues,
                               GatherShape shape);
 
+// Whether the products of a shape go to tile registers. A single call does as well without their
+// packed form, and with it reads the index all the same.
+template <class T>
+bool gather_gemm_on_tiles(GatherShape shape);
+
 // Bytes of a packed form of the values that is worth keeping between calls, 0 where none is; it
-// goes into `packed`, which may be null all the same.
+// goes into `packed`, which may be null all the same. The scatter form's forward takes the form of
+// the gather form's input gradient, and the other way round.
 template <class T>
 int64_t gather_gemm_forward_packed_bytes(GatherShape shape);
 

@@ -45,7 +45,8 @@ struct Indexed {
     return result;
   }
 
-  // The shape, once the index's numbers lie within it. The last window may be shorter than the others.
+  // The shape, once the index's numbers are found to lie within it. The last window may be shorter
+  // than the others.
   const GatherShape& checked(const GatherShape& shape) const {
     const int64_t windows = (shape.in_features + shape.window - 1) / shape.window;
     const int64_t full = std::min(shape.window, shape.in_features) / shape.group;
@@ -66,8 +67,8 @@ struct Indexed {
     return shape;
   }
 
-  // The packed form of the values that a product reads, null where there is none. The index is
-  // checked where it will be read: by the product, or here, when the form is made.
+  // The packed form of the values for one of the gather form's products, null where there is none.
+  // The index is checked where it will be read: by the product, or when the form is made.
   template <class T>
   KeptForm packed(const Tensor& values, const GatherShape& shape, PackedFor product) const {
     const bool forward = product == PackedFor::forward;
@@ -81,8 +82,10 @@ struct Indexed {
       pack(present<T>(values), data(), this->bytes(), shape, memory.get());
       return Packed{memory, bytes};
     };
-    const KeptForm kept = bytes ? packed_weights(values, given, form, make) : nullptr;
-    if (!kept) checked(shape);
+    const bool tiles = gather_gemm_on_tiles<T>(shape);
+    const auto find = tiles ? kept_weights : packed_weights;
+    const KeptForm kept = bytes ? find(values, given, form, make) : nullptr;
+    if (!kept || tiles) checked(shape);
     return kept;
   }
 
@@ -173,17 +176,17 @@ Tensor scatter_gemm_op(const Tensor& x, const Tensor& values_, const Tensor& ind
   const Indexed indexed(index, perm);
   const Tensor values = stored(values_), bias = stored(bias_);
   const Rows rows(x);
-  const GatherShape shape =
-      indexed.checked(indexed.shape(values, rows.count, out_features, out_features));
+  const GatherShape shape = indexed.shape(values, rows.count, out_features, out_features);
   check_perm(indexed.perm, rows.features);
   check_bias(bias, x, out_features);
   check_features("x", rows, blocked_features(shape));
   Tensor y = empty_rows(x, out_features);
   for_dtype(x, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
+    const KeptForm packed = indexed.packed<T>(values, shape, PackedFor::input_grad);
     scatter_gemm_forward<T>(rows.data<T>(), rows.stride, present<T>(values), indexed.data(),
                             indexed.bytes(), indexed.perm_data(), {present<T>(bias), act},
-                            static_cast<T*>(y.mutable_data_ptr()), shape);
+                            static_cast<T*>(y.mutable_data_ptr()), shape, packed.get());
   });
   return y;
 }
@@ -196,15 +199,15 @@ Tensor scatter_gemm_input_grad_op(const Tensor& grad, const Tensor& values_, con
   const Indexed indexed(index, perm);
   const Tensor values = stored(values_);
   const Rows rows(grad);
-  const GatherShape shape =
-      indexed.checked(indexed.shape(values, rows.count, rows.features, rows.features));
+  const GatherShape shape = indexed.shape(values, rows.count, rows.features, rows.features);
   check_perm(indexed.perm, blocked_features(shape));
   Tensor dx = empty_rows(grad, blocked_features(shape));
   for_dtype(grad, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
+    const KeptForm packed = indexed.packed<T>(values, shape, PackedFor::forward);
     scatter_gemm_input_grad<T>(rows.data<T>(), rows.stride, present<T>(values), indexed.data(),
                                indexed.bytes(), indexed.perm_data(),
-                               static_cast<T*>(dx.mutable_data_ptr()), shape);
+                               static_cast<T*>(dx.mutable_data_ptr()), shape, packed.get());
   });
   return dx;
 }

@@ -1,8 +1,8 @@
 // Products of dense entries in bf16 on tile registers: 32 tokens by 32 outputs at a time.
 //
-// The values are packed once a call. Of each step of tokens, first all panels are packed by all
-// threads; then a task is a slice of 32 outputs for a block of panels, so that the slice's values
-// are read from the first-level cache for all panels but one.
+// The values are packed once a call, unless a packed form is at hand. Each thread then takes tokens
+// of its own, packs a block of panels of them, and goes through slices of 32 outputs, whose values
+// are read from the first-level cache for all panels of the block but one.
 #pragma once
 
 #include "gather_gemm/tile_rows.h"
@@ -24,6 +24,7 @@ inline bool tiles_fit(const GatherShape& shape) {
 
 // out = act(sums + bias). A reordered output has an empty epilogue.
 struct TileProduct {
+  const BFloat16* packed;  // the values, packed; null: they are packed now
   const BFloat16* source;
   int64_t stride, tokens, source_features;
   const int32_t* source_order;  // the feature that a source row is; null: as they come
@@ -33,16 +34,20 @@ struct TileProduct {
   const int32_t* out_order;  // the sum that an output feature is; null: as they come
 };
 
-// A vector of neighbouring features of a token.
+// The 32 features of a token in a slice.
 inline void store_finished(const float* sums, const Epilogue<BFloat16>& epilogue, int64_t feature,
                            BFloat16* to) {
   using V = Vector<float>;
-  const V value = finished(load<V>(sums), epilogue, feature, kLanes<float>);
+  constexpr int lanes = kLanes<float>;
 #if defined(__AVX512BF16__)
-  const auto rounded = _mm512_cvtneps_pbh(bit_cast<__m512>(value));
+  const V low = finished(load<V>(sums), epilogue, feature, lanes);
+  const V high = finished(load<V>(sums + lanes), epilogue, feature + lanes, lanes);
+  const auto rounded = _mm512_cvtne2ps_pbh(bit_cast<__m512>(high), bit_cast<__m512>(low));
   std::memcpy(to, &rounded, sizeof rounded);
 #else
-  store(to, value);
+  for (int64_t n = 0; n < kTileOutputs; n += lanes) {
+    store(to + n, finished(load<V>(sums + n), epilogue, feature + n, lanes));
+  }
 #endif
 }
 
@@ -88,63 +93,69 @@ class TileProductRun {
         panel_(panel_size(product.source_features)) {}
 
   void run() const {
-    const int64_t panels = (p_.tokens + kPanelTokens - 1) / kPanelTokens;
-    const int64_t step = std::min(panels, std::max<int64_t>(threads(), kStepElements / panel_));
-    const int64_t stage = p_.out_order ? step * kPanelTokens * outputs_ : 0;
-    Scratch scratch((p_.values.packed_size() + step * panel_ + stage) * sizeof(BFloat16));
-    BFloat16* values = scratch.as<BFloat16>();
-    BFloat16* packed = values + p_.values.packed_size();
-    pack_values(values);
-    for (int64_t first = 0; first < panels; first += step) {
-      const int64_t count = std::min(step, panels - first);
-      BFloat16* rows = p_.out_order ? packed + step * panel_
-                                    : p_.out + first * kPanelTokens * outputs_;
-      pack(first, count, packed);
-      multiply(first, count, values, packed, rows);
-      if (p_.out_order) reorder(first, count, rows);
-    }
+    const int64_t rows = (p_.tokens + kTileRows - 1) / kTileRows;
+    const int64_t most = p_.out_order ? rows : std::max<int64_t>(1, rows / kLeastRows);
+    const int64_t token_parts = std::min<int64_t>(threads(), most);
+    const int64_t output_parts = p_.out_order ? 1 : threads() / token_parts;
+    const int64_t slices = p_.values.slices();
+    const Scratch scratch(p_.packed ? 0 : p_.values.packed_size() * sizeof(BFloat16));
+    if (!p_.packed) pack_tiles(p_.values, scratch.as<BFloat16>());
+    const BFloat16* values = p_.packed ? p_.packed : scratch.as<BFloat16>();
+    parallel(token_parts * output_parts, [&](int64_t first, int64_t last, int) {
+      const ConfiguredTiles tiles;
+      for (int64_t part = first; part < last; ++part) {
+        const int64_t t = part / output_parts, o = part % output_parts;
+        const auto token = [&](int64_t i) {
+          return std::min(p_.tokens, rows * i / token_parts * kTileRows);
+        };
+        multiply_part(token(t), token(t + 1), slices * o / output_parts,
+                      slices * (o + 1) / output_parts, values);
+      }
+    });
   }
 
  private:
-  // Packed elements of a step, and of a block: the second-level cache holds a block.
-  static constexpr int64_t kStepElements = int64_t{1} << 21, kBlockElements = int64_t{1} << 18;
+  // Tiles of tokens below which a thread is better off with fewer outputs.
+  static constexpr int64_t kLeastRows = 3;
+  // Packed elements of a block: the second-level cache holds them.
+  static constexpr int64_t kBlockElements = int64_t{1} << 16;
 
-  int64_t tokens_of(int64_t panel) const {
-    return std::min(kPanelTokens, p_.tokens - panel * kPanelTokens);
-  }
-
-  void pack_values(BFloat16* values) const {
-    parallel(p_.values.slices(), [&](int64_t first, int64_t last, int) {
-      for (int64_t slice = first; slice < last; ++slice) {
-        pack_slice(p_.values, slice, values + p_.values.packed_at(slice));
-      }
-    });
-  }
-
-  void pack(int64_t start, int64_t count, BFloat16* packed) const {
-    parallel(count, [&](int64_t first, int64_t last, int) {
-      for (int64_t i = first; i < last; ++i) {
-        pack_panel(p_.source + (start + i) * kPanelTokens * p_.stride, p_.stride, p_.source_order,
-                   p_.source_features, tokens_of(start + i), packed + i * panel_);
-      }
-    });
-  }
-
-  void multiply(int64_t start, int64_t count, const BFloat16* values, const BFloat16* packed,
-                BFloat16* rows) const {
-    const int64_t fitting = std::min(kBlockElements / panel_, count / threads());
-    const int64_t most = std::max<int64_t>(1, fitting), blocks = (count + most - 1) / most;
-    const int64_t slices = p_.values.slices();
-    parallel(blocks * slices, [&](int64_t first, int64_t last, int) {
-      const ConfiguredTiles tiles;
-      for (int64_t task = first; task < last; ++task) {
-        const int64_t block = task / slices, slice = task % slices;
-        for (int64_t i = count * block / blocks; i < count * (block + 1) / blocks; ++i) {
-          multiply_slice(slice, tokens_of(start + i), packed + i * panel_,
-                         values + p_.values.packed_at(slice), rows + i * kPanelTokens * outputs_);
+  // Tokens [first, last) and a range of slices, by a thread on its own: what another core has
+  // written is slow to read.
+  void multiply_part(int64_t first, int64_t last, int64_t first_slice, int64_t last_slice,
+                     const BFloat16* values) const {
+    const int64_t panels = (last - first + kPanelTokens - 1) / kPanelTokens;
+    const int64_t most = std::clamp<int64_t>(kBlockElements / panel_, 1, panels);
+    const int64_t stage = p_.out_order ? most * kPanelTokens * outputs_ : 0;
+    const Scratch scratch((most * panel_ + stage) * sizeof(BFloat16));
+    BFloat16* packed = scratch.as<BFloat16>();
+    for (int64_t begin = first; begin < last; begin += most * kPanelTokens) {
+      const int64_t end = std::min(last, begin + most * kPanelTokens);
+      BFloat16* out = p_.out + begin * outputs_;
+      BFloat16* rows = p_.out_order ? packed + most * panel_ : out;
+      const auto each_panel = [&](const auto& f) {
+        for (int64_t token = begin; token < end; token += kPanelTokens) {
+          const int64_t at = token - begin;
+          f(token, std::min(kPanelTokens, end - token), packed + at / kPanelTokens * panel_,
+            rows + at * outputs_);
         }
+      };
+      each_panel([&](int64_t token, int64_t count, BFloat16* panel, BFloat16*) {
+        pack_panel(p_.source + token * p_.stride, p_.stride, p_.source_order, p_.source_features,
+                   count, panel);
+      });
+      for (int64_t slice = first_slice; slice < last_slice; ++slice) {
+        const BFloat16* of_slice = values + p_.values.packed_at(slice);
+        each_panel([&](int64_t, int64_t count, const BFloat16* panel, BFloat16* to) {
+          multiply_slice(slice, count, panel, of_slice, to);
+        });
       }
-    });
+      if (!p_.out_order) continue;
+      each_panel([&](int64_t token, int64_t count, BFloat16*, const BFloat16* from) {
+        gather_rows(from, outputs_, p_.out_order, outputs_, count, p_.out + token * outputs_,
+                    outputs_, kTileDepth);
+      });
+    }
   }
 
   void multiply_slice(int64_t slice, int64_t tokens, const BFloat16* panel, const BFloat16* values,
@@ -153,23 +164,11 @@ class TileProductRun {
     const auto kernel = tokens > kTileRows ? multiply_panel<2> : multiply_panel<1>;
     kernel(p_.values.first_term(slice), p_.values.last_term(slice), p_.values.depth, panel, values,
            totals);
-    for (int64_t t = 0; t < tokens; ++t) {
-      for (int64_t n = 0; n < kTileOutputs; n += kLanes<float>) {
-        const int64_t feature = slice * kTileOutputs + n;
-        store_finished(totals + t * kTileOutputs + n, p_.epilogue, feature,
-                       rows + t * outputs_ + feature);
-      }
+    const int64_t feature = slice * kTileOutputs;
+    BFloat16* to = rows + feature;
+    for (int64_t t = 0; t < tokens; ++t, to += outputs_) {
+      store_finished(totals + t * kTileOutputs, p_.epilogue, feature, to);
     }
-  }
-
-  void reorder(int64_t start, int64_t count, const BFloat16* rows) const {
-    parallel(count, [&](int64_t first, int64_t last, int) {
-      for (int64_t i = first; i < last; ++i) {
-        gather_rows(rows + i * kPanelTokens * outputs_, outputs_, p_.out_order, outputs_,
-                    tokens_of(start + i), p_.out + (start + i) * kPanelTokens * outputs_,
-                    outputs_, kTileDepth);
-      }
-    });
   }
 
   const TileProduct& p_;
@@ -180,10 +179,10 @@ class TileProductRun {
 inline void gather_tiles(const BFloat16* x, int64_t ldx, const int32_t* x_order,
                          const BFloat16* values, const Columns& columns,
                          Epilogue<BFloat16> epilogue, BFloat16* y, const int32_t* y_order,
-                         const GatherShape& shape) {
+                         const GatherShape& shape, const BFloat16* packed) {
   const TermLists lists = gather_terms(columns, shape);
-  const TileValues tiles{values, lists, shape.tile, shape.group, false};
-  TileProductRun({x, ldx, shape.tokens, shape.in_features, x_order, tiles, epilogue, y, y_order})
+  TileProductRun({packed, x, ldx, shape.tokens, shape.in_features, x_order,
+                  gathered_values(values, lists, shape), epilogue, y, y_order})
       .run();
 }
 
@@ -191,11 +190,10 @@ inline void gather_tiles(const BFloat16* x, int64_t ldx, const int32_t* x_order,
 inline void scatter_tiles(const BFloat16* x, int64_t ldx, const int32_t* x_order,
                           const BFloat16* values, const Columns& columns,
                           Epilogue<BFloat16> epilogue, BFloat16* y, const int32_t* y_order,
-                          const GatherShape& shape) {
+                          const GatherShape& shape, const BFloat16* packed) {
   const TermLists lists = scatter_terms(columns, shape);
-  const TileValues tiles{values, lists, shape.group, shape.tile, true};
-  TileProductRun({x, ldx, shape.tokens, shape.row_blocks * shape.tile, x_order, tiles, epilogue, y,
-                  y_order})
+  TileProductRun({packed, x, ldx, shape.tokens, shape.row_blocks * shape.tile, x_order,
+                  scattered_values(values, lists, shape), epilogue, y, y_order})
       .run();
 }
 

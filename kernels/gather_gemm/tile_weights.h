@@ -8,6 +8,7 @@
 
 #include "gather_gemm/entries.h"
 #include "gather_gemm/tile_rows.h"
+#include "native/parallel.h"
 #include "native/simd.h"
 #include "native/transpose.h"
 
@@ -44,6 +45,16 @@ struct TileValues {
  private:
   const Term* terms_from(int64_t g) const { return lists.terms.data() + lists.first[g]; }
 };
+
+inline TileValues gathered_values(const BFloat16* values, const TermLists& lists,
+                                  const GatherShape& shape) {
+  return {values, lists, shape.tile, shape.group, false};
+}
+
+inline TileValues scattered_values(const BFloat16* values, const TermLists& lists,
+                                   const GatherShape& shape) {
+  return {values, lists, shape.group, shape.tile, true};
+}
 
 // From 32 rows of 16 adjacent outputs.
 inline void pack_rows_tile(const BFloat16* from, int64_t stride, BFloat16* tile) {
@@ -92,6 +103,15 @@ inline void pack_slice(const TileValues& v, int64_t slice, BFloat16* packed) {
       }
     }
   }
+}
+
+// Packs all slices; `packed` has room for `packed_size()` values.
+inline void pack_tiles(const TileValues& v, BFloat16* packed) {
+  parallel(v.slices(), [&](int64_t first, int64_t last, int) {
+    for (int64_t slice = first; slice < last; ++slice) {
+      pack_slice(v, slice, packed + v.packed_at(slice));
+    }
+  });
 }
 
 }  // namespace padst

@@ -58,18 +58,25 @@ class EmulatedTiles:
         shape = (ctypes.c_int64 * len(sizes))(*sizes)
         assert self.library.uses_tiles(shape)
         rows = in_wider_rows(x)
-        out = torch.full((x.shape[0], out_features), torch.nan, dtype=x.dtype)
-        getattr(self.library, name)(
-            pointer(rows),
-            ctypes.c_int64(rows.stride(0)),
-            pointer(values),
-            pointer(index),
-            pointer(perm),
-            pointer(bias) if bias is not None else None,
-            ACTIVATIONS.index(activation),
-            pointer(out),
-            shape,
-        )
+
+        def result(packs: bool) -> Tensor:
+            out = torch.full((x.shape[0], out_features), torch.nan, dtype=x.dtype)
+            getattr(self.library, name)(
+                pointer(rows),
+                ctypes.c_int64(rows.stride(0)),
+                pointer(values),
+                pointer(index),
+                pointer(perm),
+                pointer(bias) if bias is not None else None,
+                ACTIVATIONS.index(activation),
+                pointer(out),
+                shape,
+                ctypes.c_int(packs),
+            )
+            return out
+
+        out = result(packs=False)
+        assert torch.equal(out.view(torch.int16), result(packs=True).view(torch.int16))
         return out
 
     def gather_gemm_forward(

@@ -138,11 +138,12 @@ void check_blocks(int64_t row_blocks, int64_t group, int64_t tile, int64_t featu
   if (window != features) return;
   compare<T>("scatter_gemm_forward", tokens * features, [&](T* y) {
     padst::scatter_gemm_forward<T>(tiled.data(), blocked, values.data(), index.data(), bytes,
-                                       tiled_perm.data(), {bias.data(), Activation::relu}, y, shape);
+                                       tiled_perm.data(), {bias.data(), Activation::relu}, y, shape,
+                                       nullptr);
   });
   compare<T>("scatter_gemm_input_grad", tokens * blocked, [&](T* dx) {
     padst::scatter_gemm_input_grad<T>(pointed.data(), features, values.data(), index.data(),
-                                          bytes, tiled_perm.data(), dx, shape);
+                                          bytes, tiled_perm.data(), dx, shape, nullptr);
   });
   compare<T>("scatter_gemm_weight_grad", count, [&](T* dvalues) {
     padst::scatter_gemm_weight_grad<T>(pointed.data(), features, tiled.data(), blocked,
