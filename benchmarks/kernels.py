@@ -1,7 +1,8 @@
 """Every projection op on its own, against dense: forward, input gradient, weight gradient.
 
-Forward runs eagerly and compiled; dense gradients are matrix products, eager, as compiling a
-single one changes nothing. fp32, inputs and outputs token by token, weights as they are stored.
+Forward runs eagerly and compiled, beside a dense layer of a tenth of the outputs, eager; dense
+gradients are matrix products, eager, as compiling a single one changes nothing. fp32, inputs and
+outputs token by token, weights as they are stored.
 A second table has the forwards in bfloat16 whose products go to tile registers where there are any.
 """
 
@@ -30,6 +31,8 @@ QUICK_TOKENS = (1, 197)
 PARTS = ("forward", "input gradient", "weight gradient")
 TILED = ("Diag(width=32)", "Block(32)")
 TILED_TOKENS = (197, 1024)
+# A dense layer of as many weights as the sparse ones: what reading them costs at least.
+TENTH = "dense, a tenth"
 # Rows of outputs that are compared, and the rounding allowed: a share of sum |x| |w|.
 CHECKED_ROWS = 64
 ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
@@ -40,6 +43,7 @@ class Case:
     """One shape and number of tokens: the layers, their input and the gradient at their output."""
 
     dense: nn.Linear
+    tenth: nn.Linear
     sparse: dict[str, padst_fx.SparseLinear]
     x: Tensor
     grad: Tensor
@@ -60,6 +64,7 @@ class Case:
         }
         return cls(
             nn.Linear(inputs, out, dtype=dtype),
+            nn.Linear(inputs, round(out * (1 - SPARSITY)), dtype=dtype),
             sparse,
             torch.randn(tokens, inputs, dtype=dtype),
             torch.randn(tokens, out, dtype=dtype),
@@ -82,6 +87,9 @@ class Case:
             for mode, function in calls.items():
                 call = partial(function, self.x)
                 yield Contestant(name, mode, call, partial(_checked, check, call), extra)
+        call = partial(self.tenth, self.x)
+        check = partial(_rows_error, self.tenth.weight.t(), self.tenth.bias, self.x)
+        yield Contestant(TENTH, "eager", call, partial(_checked, check, call), {"sparsity": None})
         for name, make in torch_formats.FORMATS.items():
             yield _torch_format(name, make, self.dense, self.x)
 
@@ -198,7 +206,7 @@ def run_bfloat16(settings: Settings) -> Table:
             facts = {"part": "forward", "out": out, "in": inputs, "tokens": count}
             facts["dtype"] = "bfloat16"
             forwards = case.contestants("forward")
-            contestants = [c for c in forwards if c.structure in (DENSE, *names)]
+            contestants = [c for c in forwards if c.structure in (DENSE, TENTH, *names)]
             rows += measure(contestants, settings.rounds, facts)
             torch.compiler.reset()
     return Table(

@@ -71,7 +71,7 @@ def _line(panel: Axes, points: dict[int, Row], name: str, number: int) -> None:
     middle = [row["ratio"] for row in points.values()]
     below = [max(0.0, row["ratio"] - row["ratio_low"]) for row in points.values()]
     above = [max(0.0, row["ratio_high"] - row["ratio"]) for row in points.values()]
-    foreign = name.startswith("torch")
+    foreign = name.startswith(("torch", DENSE))
     panel.errorbar(
         list(points), middle, yerr=[below, above], label=name,
         color="0.5" if foreign else f"C{number % 10}",
