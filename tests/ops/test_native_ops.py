@@ -148,6 +148,18 @@ def test_numbers_that_would_reach_beyond_the_tensors_are_refused() -> None:
                 sparse.pattern.linear(x[:tokens], sparse.values, sparse.index, perm, sparse.absent)
 
 
+@pytest.mark.parametrize("tokens", [1, 40])
+@pytest.mark.parametrize("name", ["diag", "diag-16", "block-8", "nm"])
+def test_numbers_damaged_after_weights_were_packed_are_refused(name: str, tokens: int) -> None:
+    sparse, x = layer(name), torch.randn(tokens, 160)
+    for _ in range(3):
+        sparse(x)
+    sparse.index.view(-1)[-1] = 255
+    for _ in range(2):
+        with pytest.raises(IndexError, match=r"(offsets|index) within \[0, "):
+            sparse(x)
+
+
 def test_a_slot_beyond_the_short_last_window_is_refused() -> None:
     sparse = SparseLinear(45, 32, padst_fx.NM(1, 10))
     index = damaged(sparse.index, -1, 7)
