@@ -60,16 +60,21 @@ soak: $(STAMP)  ## 20,000 steps with an update every 10: memory, graphs, counts;
 SANITIZED := $(CXX) -std=c++17 -O1 -g -march=native -fno-math-errno -fno-sanitize-recover=all \
 	-DPADST_STD_THREADS -I kernels tests/native/race_check.cpp $(wildcard kernels/*/cpu.cpp)
 
+SANITIZED_LIBRARY := PADST_FX_CXXFLAGS="-fsanitize=address,undefined -O1 -g" \
+	PADST_FX_CACHE=build/sanitized
+
+# The library is built before the sanitizers are loaded into the process: its compiler would run under them.
 sanitize: $(STAMP)  ## the C++ kernels under the thread, address and undefined-behaviour sanitizers
 	mkdir -p build
 	$(SANITIZED) -fsanitize=thread -o build/race_check
 	build/race_check
 	$(SANITIZED) -fsanitize=address,undefined -o build/memory_check
 	build/memory_check
+	$(SANITIZED_LIBRARY) $(BIN)/python -c \
+		'from padst_fx.kernels.native import build, isa; build.library(isa.chosen())'
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
-		ASAN_OPTIONS=detect_leaks=0 PADST_FX_CXXFLAGS="-fsanitize=address,undefined -O1 -g" \
-		PADST_FX_CACHE=build/sanitized $(BIN)/python -m pytest tests/kernels tests/ops/test_native_ops.py \
-		-k "native and not isa and not build"
+		ASAN_OPTIONS=detect_leaks=0 $(SANITIZED_LIBRARY) $(BIN)/python -m pytest tests/kernels \
+		tests/ops/test_native_ops.py -k "native and not isa and not build"
 
 clean:  ## remove the environment and everything built
 	rm -rf $(VENV) build *.egg-info

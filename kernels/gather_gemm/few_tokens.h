@@ -18,6 +18,10 @@ constexpr int64_t kFewTokens = kLanes<A> / 3 > 0 ? kLanes<A> / 3 : 1;
 // processor's own prefetching ends with one.
 constexpr int64_t kFetchedAhead = 4096;
 
+inline void fetch_ahead(const void* from) {
+  __builtin_prefetch(static_cast<const char*>(from) + kFetchedAhead, 0, 2);
+}
+
 // The rows of the source in the sums' order, [tokens, source_features].
 template <class T>
 void copy_source(const Product<T>& p, Accumulator<T>* to) {
@@ -29,17 +33,17 @@ void copy_source(const Product<T>& p, Accumulator<T>* to) {
   }
 }
 
-// Adds x[k] times row k of `values`, C vectors wide, for `count` rows. Values are read in order,
+// Sums over `count` rows of x[k] times row k of `values`, C vectors wide. Values are read in order,
 // and those that come later asked for.
 template <int C, class V, class T>
-void add_weighted(const Element<V>* x, int64_t count, const T* values, int64_t stride, V* sums) {
+void weighted_sums(const Element<V>* x, int64_t count, const T* values, int64_t stride, V* sums) {
   constexpr int lanes = kLanesOf<V>, chains = 4 / C;
   V parts[chains][C] = {};
   const auto add = [&](int64_t k, V* to) {
 #pragma GCC unroll 4
     for (int c = 0; c < C; ++c) {
       const T* row = values + k * stride + c * lanes;
-      __builtin_prefetch(reinterpret_cast<const char*>(row) + kFetchedAhead, 0, 2);
+      fetch_ahead(row);
       to[c] += load<V>(row) * x[k];
     }
   };
@@ -81,7 +85,7 @@ void gather_few(const Product<T>& p, const T* values, const Columns& columns,
         }
         for (int64_t v = 0; v < shape.tile; v += C * lanes) {
           V sums[C];
-          add_weighted<C>(x, terms, values + r * terms * shape.tile + v, shape.tile, sums);
+          weighted_sums<C>(x, terms, values + r * terms * shape.tile + v, shape.tile, sums);
 #pragma GCC unroll 4
           for (int c = 0; c < C; ++c) {
             const int64_t feature = r * shape.tile + v + c * lanes;

@@ -91,10 +91,10 @@ Vector<float> packed_sums(const float* x, const float* values, const uint8_t* sl
   V parts[4] = {};
   int64_t e = 0;
   for (; e + 4 <= entries; e += 4) {
-    __builtin_prefetch(slots + e * lanes + kFetchedAhead, 0, 2);
+    fetch_ahead(slots + e * lanes);
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
-      __builtin_prefetch(values + (e + i) * lanes + kFetchedAhead / 4, 0, 2);
+      fetch_ahead(values + (e + i) * lanes);
       parts[i] += load<V>(values + (e + i) * lanes) *
                   looked_up(x + starts[e + i], slots + (e + i) * lanes, WIDE);
     }
