@@ -31,7 +31,7 @@ QUICK_TOKENS = (1, 197)
 PARTS = ("forward", "input gradient", "weight gradient")
 TILED = ("Diag(width=32)", "Block(32)")
 TILED_TOKENS = (197, 1024)
-# A dense layer of as many weights as the sparse ones: what reading them costs at least.
+# A dense layer of as many weights as the sparse ones: what torch's own code makes of so few.
 TENTH = "dense, a tenth"
 # Rows of outputs that are compared, and the rounding allowed: a share of sum |x| |w|.
 CHECKED_ROWS = 64
