@@ -1,7 +1,5 @@
 #include "gather_gemm/cpu_ops.h"
 
-#include <torch/library.h>
-
 #include "gather_gemm/cpu.h"
 #include "native/packed_weights.h"
 #include "native/tensors.h"
@@ -121,8 +119,6 @@ Tensor gather_gemm_op(const Tensor& x, const Tensor& values_, const Tensor& inde
   return y;
 }
 
-namespace {
-
 Tensor gather_gemm_input_grad_op(const Tensor& grad, const Tensor& values_, const Tensor& index,
                                  const Tensor& perm, int64_t window, int64_t in_features) {
   check_one_dtype(grad, values_);
@@ -166,8 +162,6 @@ Tensor gather_gemm_weight_grad_op(const Tensor& grad, const Tensor& x, const Ten
   return dvalues;
 }
 
-}  // namespace
-
 Tensor scatter_gemm_op(const Tensor& x, const Tensor& values_, const Tensor& index,
                        const Tensor& perm, const Tensor& bias_, int64_t out_features,
                        c10::string_view activation) {
@@ -190,8 +184,6 @@ Tensor scatter_gemm_op(const Tensor& x, const Tensor& values_, const Tensor& ind
   });
   return y;
 }
-
-namespace {
 
 Tensor scatter_gemm_input_grad_op(const Tensor& grad, const Tensor& values_, const Tensor& index,
                                   const Tensor& perm) {
@@ -233,17 +225,6 @@ Tensor scatter_gemm_weight_grad_op(const Tensor& grad, const Tensor& x, const Te
                                 static_cast<T*>(dvalues.mutable_data_ptr()), shape);
   });
   return dvalues;
-}
-
-}  // namespace
-
-void register_gather_gemm(torch::Library& cpu) {
-  cpu.impl("gather_gemm", gather_gemm_op);
-  cpu.impl("gather_gemm_input_grad", gather_gemm_input_grad_op);
-  cpu.impl("gather_gemm_weight_grad", gather_gemm_weight_grad_op);
-  cpu.impl("scatter_gemm", scatter_gemm_op);
-  cpu.impl("scatter_gemm_input_grad", scatter_gemm_input_grad_op);
-  cpu.impl("scatter_gemm_weight_grad", scatter_gemm_weight_grad_op);
 }
 
 }  // namespace padst

@@ -14,7 +14,6 @@
 #include <ATen/ops/threshold_backward.h>
 #include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/custom_function.h>
-#include <torch/library.h>
 
 #include <string>
 
@@ -41,62 +40,73 @@ using Gradient = Tensor(const Tensor&, const Tensor&, const Tensor&, const Tenso
 
 // A family is its three ops: `extent` is the integer of the product, `group` the G of values
 // [R, E, G, V], and each op of a gradient takes those integers that its family needs.
-struct Shift {
-  static constexpr const char* kProduct = "padst::shift";
+struct Family {
+  c10::TypedOperatorHandle<Product> product;
+  Tensor (*input_grad)(const Tensor& grad, const Tensor& values, const Tensor& index,
+                       const Tensor& perm, int64_t extent, int64_t in_features);
+  Tensor (*weight_grad)(const Tensor& grad, const Tensor& x, const Tensor& index,
+                        const Tensor& perm, int64_t extent, int64_t group);
+  bool grouped;
 
-  static Tensor input_grad(const Tensor& grad, const Tensor& values, const Tensor& index,
-                           const Tensor& perm, int64_t, int64_t in_features) {
-    static const auto call = op<Gradient<int64_t>>("padst::shift_input_grad");
-    return call.call(grad, values, index, perm, in_features);
-  }
-  static Tensor weight_grad(const Tensor& grad, const Tensor& x, const Tensor& index,
-                            const Tensor& perm, int64_t, int64_t) {
-    static const auto call = op<Gradient<>>("padst::shift_weight_grad");
-    return call.call(grad, x, index, perm);
-  }
-  static int64_t group(const Tensor&) { return 0; }
-};
-
-struct GatherGemm {
-  static constexpr const char* kProduct = "padst::gather_gemm";
-
-  static Tensor input_grad(const Tensor& grad, const Tensor& values, const Tensor& index,
-                           const Tensor& perm, int64_t extent, int64_t in_features) {
-    static const auto call = op<Gradient<int64_t, int64_t>>("padst::gather_gemm_input_grad");
-    return call.call(grad, values, index, perm, extent, in_features);
-  }
-  static Tensor weight_grad(const Tensor& grad, const Tensor& x, const Tensor& index,
-                            const Tensor& perm, int64_t extent, int64_t group) {
-    static const auto call = op<Gradient<int64_t, int64_t>>("padst::gather_gemm_weight_grad");
-    return call.call(grad, x, index, perm, extent, group);
-  }
-  static int64_t group(const Tensor& values) {
-    return values.sym_size(2).guard_int(__FILE__, __LINE__);
+  int64_t group(const Tensor& values) const {
+    return grouped ? values.sym_size(2).guard_int(__FILE__, __LINE__) : 0;
   }
 };
 
-struct ScatterGemm {
-  static constexpr const char* kProduct = "padst::scatter_gemm";
+Family shift_family() {
+  return {op<Product>("padst::shift"),
+          [](const Tensor& grad, const Tensor& values, const Tensor& index, const Tensor& perm,
+             int64_t, int64_t in_features) {
+            static const auto call = op<Gradient<int64_t>>("padst::shift_input_grad");
+            return call.call(grad, values, index, perm, in_features);
+          },
+          [](const Tensor& grad, const Tensor& x, const Tensor& index, const Tensor& perm, int64_t,
+             int64_t) {
+            static const auto call = op<Gradient<>>("padst::shift_weight_grad");
+            return call.call(grad, x, index, perm);
+          },
+          false};
+}
 
-  static Tensor input_grad(const Tensor& grad, const Tensor& values, const Tensor& index,
-                           const Tensor& perm, int64_t, int64_t) {
-    static const auto call = op<Gradient<>>("padst::scatter_gemm_input_grad");
-    return call.call(grad, values, index, perm);
-  }
-  static Tensor weight_grad(const Tensor& grad, const Tensor& x, const Tensor& index,
-                            const Tensor& perm, int64_t, int64_t group) {
-    static const auto call = op<Gradient<int64_t>>("padst::scatter_gemm_weight_grad");
-    return call.call(grad, x, index, perm, group);
-  }
-  static int64_t group(const Tensor& values) { return GatherGemm::group(values); }
-};
+Family gather_gemm_family() {
+  return {op<Product>("padst::gather_gemm"),
+          [](const Tensor& grad, const Tensor& values, const Tensor& index, const Tensor& perm,
+             int64_t extent, int64_t in_features) {
+            static const auto call =
+                op<Gradient<int64_t, int64_t>>("padst::gather_gemm_input_grad");
+            return call.call(grad, values, index, perm, extent, in_features);
+          },
+          [](const Tensor& grad, const Tensor& x, const Tensor& index, const Tensor& perm,
+             int64_t extent, int64_t group) {
+            static const auto call =
+                op<Gradient<int64_t, int64_t>>("padst::gather_gemm_weight_grad");
+            return call.call(grad, x, index, perm, extent, group);
+          },
+          true};
+}
 
-// y = act(S x + bias), through the dispatcher.
-template <class Family>
-Tensor product_of(const Tensor& x, const Tensor& values, const Tensor& index, const Tensor& perm,
-                  const Tensor& bias, int64_t extent, c10::string_view activation) {
-  static const auto call = op<Product>(Family::kProduct);
-  return call.call(x, values, index, perm, bias, extent, activation);
+Family scatter_gemm_family() {
+  return {op<Product>("padst::scatter_gemm"),
+          [](const Tensor& grad, const Tensor& values, const Tensor& index, const Tensor& perm,
+             int64_t, int64_t) {
+            static const auto call = op<Gradient<>>("padst::scatter_gemm_input_grad");
+            return call.call(grad, values, index, perm);
+          },
+          [](const Tensor& grad, const Tensor& x, const Tensor& index, const Tensor& perm, int64_t,
+             int64_t group) {
+            static const auto call = op<Gradient<int64_t>>("padst::scatter_gemm_weight_grad");
+            return call.call(grad, x, index, perm, group);
+          },
+          true};
+}
+
+// A family's place in the table below: a number, which a node of the graph can save. As template
+// arguments families would make the compiler expand torch's `Function` for each of them.
+enum : int64_t { kShift, kGatherGemm, kScatterGemm };
+
+const Family& family_at(int64_t place) {
+  static const Family families[] = {shift_family(), gather_gemm_family(), scatter_gemm_family()};
+  return families[place];
 }
 
 // The gradient at the activation's input `pre`.
@@ -118,97 +128,108 @@ Tensor bias_grad(const Tensor& grad, const Tensor& bias) {
   return grad.dim() == 1 ? grad : grad.flatten(0, -2).sum(0);
 }
 
-template <class Family>
-Tensor without_bias(const Tensor& x, const Tensor& values, const Tensor& index, const Tensor& perm,
-                    int64_t extent) {
-  return product_of<Family>(x, values, index, perm, at::empty({0}, x.options()), extent, "none");
+Tensor without_bias(const Family& family, const Tensor& x, const Tensor& values,
+                    const Tensor& index, const Tensor& perm, int64_t extent) {
+  return family.product.call(x, values, index, perm, at::empty({0}, x.options()), extent, "none");
 }
 
-template <class Family>
-struct ProductFunction : torch::autograd::Function<ProductFunction<Family>> {
+// The family and the extent, as a node of the graph saves them.
+void save(AutogradContext* ctx, int64_t place, int64_t extent) {
+  ctx->saved_data["family"] = place;
+  ctx->saved_data["extent"] = extent;
+}
+
+const Family& saved_family(AutogradContext* ctx) {
+  return family_at(ctx->saved_data["family"].toInt());
+}
+
+int64_t saved_extent(AutogradContext* ctx) { return ctx->saved_data["extent"].toInt(); }
+
+struct ProductFunction : torch::autograd::Function<ProductFunction> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& values,
                         const Tensor& index, const Tensor& perm, const Tensor& bias, int64_t extent,
-                        const std::string& activation) {
+                        const std::string& activation, int64_t place) {
     ctx->save_for_backward({x, values, index, perm, bias});
-    ctx->saved_data["extent"] = extent;
+    save(ctx, place, extent);
     ctx->saved_data["activation"] = activation;
     const at::AutoDispatchBelowADInplaceOrView guard;
-    return product_of<Family>(x, values, index, perm, bias, extent, activation);
+    return family_at(place).product.call(x, values, index, perm, bias, extent, activation);
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const variable_list saved = ctx->get_saved_variables();
     const Tensor &x = saved[0], &values = saved[1], &index = saved[2], &perm = saved[3];
     const Tensor& bias = saved[4];
-    const int64_t extent = ctx->saved_data["extent"].toInt();
+    const Family& family = saved_family(ctx);
+    const int64_t extent = saved_extent(ctx);
     const std::string activation = ctx->saved_data["activation"].toStringRef();
     Tensor grad = grads[0], dx, dvalues, dbias;
     if (activation != "none") {
-      const Tensor pre = product_of<Family>(x, values, index, perm, bias, extent, "none");
+      const Tensor pre = family.product.call(x, values, index, perm, bias, extent, "none");
       grad = activation_backward(activation, grad, pre);
     }
     if (ctx->needs_input_grad(0)) {
-      dx = Family::input_grad(grad, values, index, perm, extent, features(x));
+      dx = family.input_grad(grad, values, index, perm, extent, features(x));
     }
     if (ctx->needs_input_grad(1)) {
-      dvalues = Family::weight_grad(grad, x, index, perm, extent, Family::group(values));
+      dvalues = family.weight_grad(grad, x, index, perm, extent, family.group(values));
     }
     if (ctx->needs_input_grad(4)) dbias = bias_grad(grad, bias);
-    return {dx, dvalues, Tensor(), Tensor(), dbias, Tensor(), Tensor()};
+    return {dx, dvalues, Tensor(), Tensor(), dbias, Tensor(), Tensor(), Tensor()};
   }
 };
 
-template <class Family>
-struct InputGradFunction : torch::autograd::Function<InputGradFunction<Family>> {
+struct InputGradFunction : torch::autograd::Function<InputGradFunction> {
   static Tensor forward(AutogradContext* ctx, const Tensor& grad, const Tensor& values,
                         const Tensor& index, const Tensor& perm, int64_t extent,
-                        int64_t in_features) {
+                        int64_t in_features, int64_t place) {
     ctx->save_for_backward({grad, values, index, perm});
-    ctx->saved_data["extent"] = extent;
+    save(ctx, place, extent);
     const at::AutoDispatchBelowADInplaceOrView guard;
-    return Family::input_grad(grad, values, index, perm, extent, in_features);
+    return family_at(place).input_grad(grad, values, index, perm, extent, in_features);
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list cotangents) {
     const variable_list saved = ctx->get_saved_variables();
     const Tensor &grad = saved[0], &values = saved[1], &index = saved[2], &perm = saved[3];
-    const int64_t extent = ctx->saved_data["extent"].toInt();
+    const Family& family = saved_family(ctx);
+    const int64_t extent = saved_extent(ctx);
     const Tensor& cotangent = cotangents[0];
     Tensor dgrad, dvalues;
     if (ctx->needs_input_grad(0)) {
-      dgrad = without_bias<Family>(cotangent, values, index, perm, extent);
+      dgrad = without_bias(family, cotangent, values, index, perm, extent);
     }
     if (ctx->needs_input_grad(1)) {
-      dvalues =
-          Family::weight_grad(grad, cotangent, index, perm, extent, Family::group(values));
+      dvalues = family.weight_grad(grad, cotangent, index, perm, extent, family.group(values));
     }
-    return {dgrad, dvalues, Tensor(), Tensor(), Tensor(), Tensor()};
+    return {dgrad, dvalues, Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
   }
 };
 
-template <class Family>
-struct WeightGradFunction : torch::autograd::Function<WeightGradFunction<Family>> {
+struct WeightGradFunction : torch::autograd::Function<WeightGradFunction> {
   static Tensor forward(AutogradContext* ctx, const Tensor& grad, const Tensor& x,
-                        const Tensor& index, const Tensor& perm, int64_t extent, int64_t group) {
+                        const Tensor& index, const Tensor& perm, int64_t extent, int64_t group,
+                        int64_t place) {
     ctx->save_for_backward({grad, x, index, perm});
-    ctx->saved_data["extent"] = extent;
+    save(ctx, place, extent);
     const at::AutoDispatchBelowADInplaceOrView guard;
-    return Family::weight_grad(grad, x, index, perm, extent, group);
+    return family_at(place).weight_grad(grad, x, index, perm, extent, group);
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list cotangents) {
     const variable_list saved = ctx->get_saved_variables();
     const Tensor &grad = saved[0], &x = saved[1], &index = saved[2], &perm = saved[3];
-    const int64_t extent = ctx->saved_data["extent"].toInt();
+    const Family& family = saved_family(ctx);
+    const int64_t extent = saved_extent(ctx);
     const Tensor& cotangent = cotangents[0];
     Tensor dgrad, dx;
     if (ctx->needs_input_grad(0)) {
-      dgrad = without_bias<Family>(x, cotangent, index, perm, extent);
+      dgrad = without_bias(family, x, cotangent, index, perm, extent);
     }
     if (ctx->needs_input_grad(1)) {
-      dx = Family::input_grad(grad, cotangent, index, perm, extent, features(x));
+      dx = family.input_grad(grad, cotangent, index, perm, extent, features(x));
     }
-    return {dgrad, dx, Tensor(), Tensor(), Tensor(), Tensor()};
+    return {dgrad, dx, Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
   }
 };
 
@@ -221,69 +242,84 @@ bool recorded(const Tensors&... tensors) {
   return at::GradMode::is_enabled() && (tensors.requires_grad() || ...);
 }
 
-template <class Family>
-Tensor product(const Tensor& x, const Tensor& values, const Tensor& index, const Tensor& perm,
-               const Tensor& bias, int64_t extent, c10::string_view activation) {
+Tensor product(int64_t place, const Tensor& x, const Tensor& values, const Tensor& index,
+               const Tensor& perm, const Tensor& bias, int64_t extent,
+               c10::string_view activation) {
   if (recorded(x, values, bias)) {
-    return ProductFunction<Family>::apply(x, values, index, perm, bias, extent,
-                                          std::string(activation));
+    return ProductFunction::apply(x, values, index, perm, bias, extent, std::string(activation),
+                                  place);
   }
   const at::AutoDispatchBelowADInplaceOrView guard;
-  return product_of<Family>(x, values, index, perm, bias, extent, activation);
+  return family_at(place).product.call(x, values, index, perm, bias, extent, activation);
 }
 
-template <class Family>
-Tensor input_grad(const Tensor& grad, const Tensor& values, const Tensor& index, const Tensor& perm,
-                  int64_t extent, int64_t in_features) {
+Tensor input_grad(int64_t place, const Tensor& grad, const Tensor& values, const Tensor& index,
+                  const Tensor& perm, int64_t extent, int64_t in_features) {
   if (recorded(grad, values)) {
-    return InputGradFunction<Family>::apply(grad, values, index, perm, extent, in_features);
+    return InputGradFunction::apply(grad, values, index, perm, extent, in_features, place);
   }
   const at::AutoDispatchBelowADInplaceOrView guard;
-  return Family::input_grad(grad, values, index, perm, extent, in_features);
+  return family_at(place).input_grad(grad, values, index, perm, extent, in_features);
 }
 
-template <class Family>
-Tensor weight_grad(const Tensor& grad, const Tensor& x, const Tensor& index, const Tensor& perm,
-                   int64_t extent, int64_t group) {
+Tensor weight_grad(int64_t place, const Tensor& grad, const Tensor& x, const Tensor& index,
+                   const Tensor& perm, int64_t extent, int64_t group) {
   if (recorded(grad, x)) {
-    return WeightGradFunction<Family>::apply(grad, x, index, perm, extent, group);
+    return WeightGradFunction::apply(grad, x, index, perm, extent, group, place);
   }
   const at::AutoDispatchBelowADInplaceOrView guard;
-  return Family::weight_grad(grad, x, index, perm, extent, group);
-}
-
-Tensor shift_input_grad(const Tensor& grad, const Tensor& values, const Tensor& offsets,
-                        const Tensor& perm, int64_t in_features) {
-  return input_grad<Shift>(grad, values, offsets, perm, features(grad), in_features);
-}
-
-Tensor shift_weight_grad(const Tensor& grad, const Tensor& x, const Tensor& offsets,
-                         const Tensor& perm) {
-  return weight_grad<Shift>(grad, x, offsets, perm, features(grad), 0);
-}
-
-Tensor scatter_gemm_input_grad(const Tensor& grad, const Tensor& values, const Tensor& index,
-                               const Tensor& perm) {
-  return input_grad<ScatterGemm>(grad, values, index, perm, features(grad), 0);
-}
-
-Tensor scatter_gemm_weight_grad(const Tensor& grad, const Tensor& x, const Tensor& index,
-                                const Tensor& perm, int64_t group) {
-  return weight_grad<ScatterGemm>(grad, x, index, perm, features(grad), group);
+  return family_at(place).weight_grad(grad, x, index, perm, extent, group);
 }
 
 }  // namespace
 
-void register_autograd(torch::Library& autograd) {
-  autograd.impl("shift", product<Shift>);
-  autograd.impl("shift_input_grad", shift_input_grad);
-  autograd.impl("shift_weight_grad", shift_weight_grad);
-  autograd.impl("gather_gemm", product<GatherGemm>);
-  autograd.impl("gather_gemm_input_grad", input_grad<GatherGemm>);
-  autograd.impl("gather_gemm_weight_grad", weight_grad<GatherGemm>);
-  autograd.impl("scatter_gemm", product<ScatterGemm>);
-  autograd.impl("scatter_gemm_input_grad", scatter_gemm_input_grad);
-  autograd.impl("scatter_gemm_weight_grad", scatter_gemm_weight_grad);
+Tensor shift_autograd(const Tensor& x, const Tensor& values, const Tensor& offsets,
+                      const Tensor& perm, const Tensor& bias, int64_t out_features,
+                      c10::string_view activation) {
+  return product(kShift, x, values, offsets, perm, bias, out_features, activation);
+}
+
+Tensor shift_input_grad_autograd(const Tensor& grad, const Tensor& values, const Tensor& offsets,
+                                 const Tensor& perm, int64_t in_features) {
+  return input_grad(kShift, grad, values, offsets, perm, features(grad), in_features);
+}
+
+Tensor shift_weight_grad_autograd(const Tensor& grad, const Tensor& x, const Tensor& offsets,
+                                  const Tensor& perm) {
+  return weight_grad(kShift, grad, x, offsets, perm, features(grad), 0);
+}
+
+Tensor gather_gemm_autograd(const Tensor& x, const Tensor& values, const Tensor& index,
+                            const Tensor& perm, const Tensor& bias, int64_t window,
+                            c10::string_view activation) {
+  return product(kGatherGemm, x, values, index, perm, bias, window, activation);
+}
+
+Tensor gather_gemm_input_grad_autograd(const Tensor& grad, const Tensor& values,
+                                       const Tensor& index, const Tensor& perm, int64_t window,
+                                       int64_t in_features) {
+  return input_grad(kGatherGemm, grad, values, index, perm, window, in_features);
+}
+
+Tensor gather_gemm_weight_grad_autograd(const Tensor& grad, const Tensor& x, const Tensor& index,
+                                        const Tensor& perm, int64_t window, int64_t group) {
+  return weight_grad(kGatherGemm, grad, x, index, perm, window, group);
+}
+
+Tensor scatter_gemm_autograd(const Tensor& x, const Tensor& values, const Tensor& index,
+                             const Tensor& perm, const Tensor& bias, int64_t out_features,
+                             c10::string_view activation) {
+  return product(kScatterGemm, x, values, index, perm, bias, out_features, activation);
+}
+
+Tensor scatter_gemm_input_grad_autograd(const Tensor& grad, const Tensor& values,
+                                        const Tensor& index, const Tensor& perm) {
+  return input_grad(kScatterGemm, grad, values, index, perm, features(grad), 0);
+}
+
+Tensor scatter_gemm_weight_grad_autograd(const Tensor& grad, const Tensor& x, const Tensor& index,
+                                         const Tensor& perm, int64_t group) {
+  return weight_grad(kScatterGemm, grad, x, index, perm, features(grad), group);
 }
 
 }  // namespace padst

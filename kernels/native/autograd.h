@@ -1,12 +1,39 @@
-// Gradients of the projection ops on the CPU.
+// The projection ops on the CPU where gradients are recorded: what the dispatcher calls first.
 #pragma once
 
-namespace torch {
-class Library;
-}
+#include <ATen/core/Tensor.h>
+#include <c10/util/string_view.h>
 
 namespace padst {
 
-void register_autograd(torch::Library& autograd);
+at::Tensor shift_autograd(const at::Tensor& x, const at::Tensor& values, const at::Tensor& offsets,
+                          const at::Tensor& perm, const at::Tensor& bias, int64_t out_features,
+                          c10::string_view activation);
+at::Tensor shift_input_grad_autograd(const at::Tensor& grad, const at::Tensor& values,
+                                     const at::Tensor& offsets, const at::Tensor& perm,
+                                     int64_t in_features);
+at::Tensor shift_weight_grad_autograd(const at::Tensor& grad, const at::Tensor& x,
+                                      const at::Tensor& offsets, const at::Tensor& perm);
+
+at::Tensor gather_gemm_autograd(const at::Tensor& x, const at::Tensor& values,
+                                const at::Tensor& index, const at::Tensor& perm,
+                                const at::Tensor& bias, int64_t window,
+                                c10::string_view activation);
+at::Tensor gather_gemm_input_grad_autograd(const at::Tensor& grad, const at::Tensor& values,
+                                           const at::Tensor& index, const at::Tensor& perm,
+                                           int64_t window, int64_t in_features);
+at::Tensor gather_gemm_weight_grad_autograd(const at::Tensor& grad, const at::Tensor& x,
+                                            const at::Tensor& index, const at::Tensor& perm,
+                                            int64_t window, int64_t group);
+
+at::Tensor scatter_gemm_autograd(const at::Tensor& x, const at::Tensor& values,
+                                 const at::Tensor& index, const at::Tensor& perm,
+                                 const at::Tensor& bias, int64_t out_features,
+                                 c10::string_view activation);
+at::Tensor scatter_gemm_input_grad_autograd(const at::Tensor& grad, const at::Tensor& values,
+                                            const at::Tensor& index, const at::Tensor& perm);
+at::Tensor scatter_gemm_weight_grad_autograd(const at::Tensor& grad, const at::Tensor& x,
+                                             const at::Tensor& index, const at::Tensor& perm,
+                                             int64_t group);
 
 }  // namespace padst

@@ -1,7 +1,5 @@
 #include "native/packed_weights.h"
 
-#include <torch/library.h>
-
 #include <algorithm>
 #include <array>
 #include <cstring>
@@ -157,9 +155,8 @@ KeptForm kept_weights(const at::Tensor& values, const at::Tensor& index, const P
   return find_or_make(values, index, form, make, false);
 }
 
-void register_packed_weights(torch::Library& library) {
-  library.def("packed_bytes() -> int", [] { return cache().bytes(); });
-  library.def("packed_count() -> int", [] { return cache().made(); });
-}
+int64_t packed_bytes() { return cache().bytes(); }
+
+int64_t packed_count() { return cache().made(); }
 
 }  // namespace padst

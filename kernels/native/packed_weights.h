@@ -9,10 +9,6 @@
 
 #include "native/packed.h"
 
-namespace torch {
-class Library;
-}
-
 namespace padst {
 
 // The product that reads a packed form.
@@ -44,9 +40,6 @@ using KeptForm = std::shared_ptr<const void>;
 //
 // Samples of the values are compared as well: a write to all of them that goes around versions
 // (`values.data.mul_(2)`) is noticed, a write to a few of them is not.
-//
-// `torch.ops.padst.packed_bytes()` says what packed forms hold now, `packed_count()` how many were
-// made so far.
 KeptForm packed_weights(const at::Tensor& values, const at::Tensor& index, const PackedForm& form,
                         const MakeForm& make);
 
@@ -54,6 +47,8 @@ KeptForm packed_weights(const at::Tensor& values, const at::Tensor& index, const
 KeptForm kept_weights(const at::Tensor& values, const at::Tensor& index, const PackedForm& form,
                      const MakeForm& make);
 
-void register_packed_weights(torch::Library& library);
+// What packed forms hold now, and how many were made so far.
+int64_t packed_bytes();
+int64_t packed_count();
 
 }  // namespace padst

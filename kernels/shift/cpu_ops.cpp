@@ -1,7 +1,5 @@
 #include "shift/cpu_ops.h"
 
-#include <torch/library.h>
-
 #include "native/packed_weights.h"
 #include "native/tensors.h"
 #include "shift/cpu.h"
@@ -78,8 +76,6 @@ Tensor shift_op(const Tensor& x, const Tensor& values, const Tensor& offsets, co
   return y;
 }
 
-namespace {
-
 Tensor shift_input_grad_op(const Tensor& grad, const Tensor& values, const Tensor& offsets,
                            const Tensor& perm, int64_t in_features) {
   check_one_dtype(grad, values);
@@ -116,14 +112,6 @@ Tensor shift_weight_grad_op(const Tensor& grad, const Tensor& x, const Tensor& o
                          static_cast<T*>(dvalues.mutable_data_ptr()), shape);
   });
   return dvalues;
-}
-
-}  // namespace
-
-void register_shift(torch::Library& cpu) {
-  cpu.impl("shift", shift_op);
-  cpu.impl("shift_input_grad", shift_input_grad_op);
-  cpu.impl("shift_weight_grad", shift_weight_grad_op);
 }
 
 }  // namespace padst

@@ -4,16 +4,15 @@
 #include <ATen/core/Tensor.h>
 #include <c10/util/string_view.h>
 
-namespace torch {
-class Library;
-}
-
 namespace padst {
 
 at::Tensor shift_op(const at::Tensor& x, const at::Tensor& values, const at::Tensor& offsets,
                     const at::Tensor& perm, const at::Tensor& bias, int64_t out_features,
                     c10::string_view activation);
-
-void register_shift(torch::Library& cpu);
+at::Tensor shift_input_grad_op(const at::Tensor& grad, const at::Tensor& values,
+                               const at::Tensor& offsets, const at::Tensor& perm,
+                               int64_t in_features);
+at::Tensor shift_weight_grad_op(const at::Tensor& grad, const at::Tensor& x,
+                                const at::Tensor& offsets, const at::Tensor& perm);
 
 }  // namespace padst
