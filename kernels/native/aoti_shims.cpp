@@ -8,8 +8,7 @@
 
 namespace {
 
-using Product = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                           const at::Tensor&, const at::Tensor&, int64_t, c10::string_view);
+using Product = decltype(padst::shift_op);
 
 AOTITorchError call(Product* product, AtenTensorHandle x, AtenTensorHandle values,
                     AtenTensorHandle index, AtenTensorHandle perm, AtenTensorHandle bias,

@@ -33,8 +33,7 @@ int64_t features(const Tensor& tensor) {
   return tensor.sym_size(-1).guard_int(__FILE__, __LINE__);
 }
 
-using Product = Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-                       int64_t, c10::string_view);
+using Product = decltype(shift_op);
 template <class... Integers>
 using Gradient = Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&, Integers...);
 

@@ -1,39 +1,22 @@
-// The projection ops on the CPU where gradients are recorded: what the dispatcher calls first.
+// The projection ops on the CPU where gradients are recorded: what the dispatcher calls first. Each
+// takes what the op takes that it records.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-#include <c10/util/string_view.h>
+#include "gather_gemm/cpu_ops.h"
+#include "shift/cpu_ops.h"
 
 namespace padst {
 
-at::Tensor shift_autograd(const at::Tensor& x, const at::Tensor& values, const at::Tensor& offsets,
-                          const at::Tensor& perm, const at::Tensor& bias, int64_t out_features,
-                          c10::string_view activation);
-at::Tensor shift_input_grad_autograd(const at::Tensor& grad, const at::Tensor& values,
-                                     const at::Tensor& offsets, const at::Tensor& perm,
-                                     int64_t in_features);
-at::Tensor shift_weight_grad_autograd(const at::Tensor& grad, const at::Tensor& x,
-                                      const at::Tensor& offsets, const at::Tensor& perm);
+decltype(shift_op) shift_autograd;
+decltype(shift_input_grad_op) shift_input_grad_autograd;
+decltype(shift_weight_grad_op) shift_weight_grad_autograd;
 
-at::Tensor gather_gemm_autograd(const at::Tensor& x, const at::Tensor& values,
-                                const at::Tensor& index, const at::Tensor& perm,
-                                const at::Tensor& bias, int64_t window,
-                                c10::string_view activation);
-at::Tensor gather_gemm_input_grad_autograd(const at::Tensor& grad, const at::Tensor& values,
-                                           const at::Tensor& index, const at::Tensor& perm,
-                                           int64_t window, int64_t in_features);
-at::Tensor gather_gemm_weight_grad_autograd(const at::Tensor& grad, const at::Tensor& x,
-                                            const at::Tensor& index, const at::Tensor& perm,
-                                            int64_t window, int64_t group);
+decltype(gather_gemm_op) gather_gemm_autograd;
+decltype(gather_gemm_input_grad_op) gather_gemm_input_grad_autograd;
+decltype(gather_gemm_weight_grad_op) gather_gemm_weight_grad_autograd;
 
-at::Tensor scatter_gemm_autograd(const at::Tensor& x, const at::Tensor& values,
-                                 const at::Tensor& index, const at::Tensor& perm,
-                                 const at::Tensor& bias, int64_t out_features,
-                                 c10::string_view activation);
-at::Tensor scatter_gemm_input_grad_autograd(const at::Tensor& grad, const at::Tensor& values,
-                                            const at::Tensor& index, const at::Tensor& perm);
-at::Tensor scatter_gemm_weight_grad_autograd(const at::Tensor& grad, const at::Tensor& x,
-                                             const at::Tensor& index, const at::Tensor& perm,
-                                             int64_t group);
+decltype(scatter_gemm_op) scatter_gemm_autograd;
+decltype(scatter_gemm_input_grad_op) scatter_gemm_input_grad_autograd;
+decltype(scatter_gemm_weight_grad_op) scatter_gemm_weight_grad_autograd;
 
 }  // namespace padst
